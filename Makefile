@@ -1,0 +1,72 @@
+# make ablation   the default ablation: report in runs/quickstart/report.html
+# make test       ruff and pytest
+# make lint       ruff alone
+# make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
+# make clean      removes environments, caches and builds; keeps runs/
+#
+# PYTHON=python3.12 chooses the interpreter; without it an existing .venv is used as it is, else python3.
+# JAXEFF_ABLATION=reduced makes `make ablation` a check of minutes rather than a result.
+# Nothing is written outside this folder but pip's own cache. Every path below is relative or quoted: folders may hold spaces.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.PHONY: ablation test lint env bench-env clean check-python
+
+ifndef PYTHON
+PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
+endif
+
+# The stamp carries the version, so that another PYTHON makes a new environment and the same one reuses what is there.
+VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+STAMP := .venv/stamp-$(VERSION)
+VENV := .venv/bin/python
+
+export JAXEFF_CACHE := $(CURDIR)/.cache
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export TMPDIR := $(CURDIR)/.cache/tmp
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+WORKDIR ?= runs/quickstart
+TORCH ?= torch
+
+ablation: $(STAMP)
+	@$(VENV) -m jaxeff.cli ablate configs/ablations/quickstart.py --workdir "$(WORKDIR)"
+
+test: lint
+	@$(VENV) -m pytest -n 2 -q $(ARGS)
+
+lint: $(STAMP)
+	@$(VENV) -m ruff check .
+
+env: $(STAMP)
+
+# A stamp that is merely old (setup.cfg changed) upgrades in place; without one the environment is half made or another
+# Python's, and starts afresh.
+$(STAMP): setup.cfg pyproject.toml | check-python
+	@mkdir -p "$$TMPDIR"
+	@if [ -e "$(STAMP)" ]; then :; else echo "making .venv with Python $(VERSION)"; "$(PYTHON)" -m venv --clear .venv; fi
+	@echo "installing jaxeff and what it needs into .venv (some minutes the first time)"
+	@$(VENV) -m pip install --quiet --editable ".[test]"
+	@touch "$(STAMP)"
+
+# The peers in an environment of their own: torch never enters jaxeff's. On a machine without a GPU the CPU wheel is enough:
+#   make bench-env TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+bench-env: .venv-bench/stamp
+
+.venv-bench/stamp: setup.cfg | check-python
+	@mkdir -p "$$TMPDIR"
+	@echo "making .venv-bench with torch and transformers"
+	@"$(PYTHON)" -m venv --clear .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet $(TORCH)
+	@.venv-bench/bin/python -m pip install --quiet transformers
+	@touch .venv-bench/stamp
+
+check-python:
+	@[ -n "$(VERSION)" ] || { echo "PYTHON=$(PYTHON) does not run; name one that does: make PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "jaxeff needs Python 3.11 or newer; $(PYTHON) is $(VERSION): make PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv) or name another PYTHON" >&2; exit 2; }
+
+clean:
+	rm -rf .venv .venv-bench .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Programs of the peers' own environment (`make bench-env`), which answer over a pipe; nothing here imports jaxeff."""

@@ -1,0 +1,149 @@
+"""Our training step against a peer's, sizes and work alike, in turns. B batch, T time, D model.
+
+Both do forward, backward, clipping by global norm and AdamW on a batch of random tokens; embeddings are tied. The peer waits
+for a request while we step, and we wait while it steps, so that neither disturbs the other and both see the same machine.
+"""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+
+from jaxeff.bench.peer import Peer
+from jaxeff.bench.record import record
+from jaxeff.bench.timing import alternate, matmul_peak, seconds, summary
+from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.precision import POLICIES
+from jaxeff.core.spec import count
+from jaxeff.data import Data
+from jaxeff.mixers.gqa import GQA
+from jaxeff.mixers.mlp import MLP
+from jaxeff.models.block import Block
+from jaxeff.models.lm import LM
+from jaxeff.train.experiment import Experiment, Train
+from jaxeff.train.step import make_step, put, start
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What one row of the table measures. n_layers and vocab_size are the same in all of them."""
+
+    d_model: int
+    time: int
+    batch: int
+    n_layers: int = 4
+    vocab_size: int = 1024
+
+    @property
+    def n_heads(self) -> int:
+        return max(8, self.d_model // 64)
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.n_heads // 4
+
+    @property
+    def d_hidden(self) -> int:
+        return 4 * self.d_model
+
+    @property
+    def lm(self) -> LM:
+        block = Block(GQA(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads), MLP(d_hidden=self.d_hidden))
+        return LM(self.vocab_size, self.d_model, (block,), self.n_layers)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the matrix products of one step, 3 x forward: 2 per weight and token, 4 D per visible pair and layer."""
+        tokens, pairs = self.batch * self.time, self.batch * self.time * (self.time + 1) / 2
+        return 3 * (2 * count(self.lm.specs()) * tokens + 4 * self.d_model * pairs * self.n_layers)
+
+    def __str__(self) -> str:
+        return f"D {self.d_model}, T {self.time} x batch {self.batch}"
+
+
+def train(sizes: str = "256x4,1024x1", d_model: str = "256", dtype: str = "float32", peer: str = "hf",
+          peer_python: str | None = None, rounds: int = 10) -> dict:
+    """Milliseconds a training step: ours against the peer's (`hf`: Llama of Transformers in torch, SDPA attention; `none`).
+
+    `sizes` are time x batch, `d_model` widths, both lists with commas. `peer_python` is the interpreter of the peers, by
+    default $JAXEFF_PEER_PYTHON, else .venv-bench/bin/python, which `make bench-env` makes.
+    """
+    lookup(POLICIES, dtype, "dtype")
+    peak = matmul_peak(dtype=dtype)
+    rows, versions = [], {}
+    with contextlib.nullcontext() if peer == "none" else Peer(peer, peer_python) as other:
+        peer_peak = other and other.ask(do="matmul", n=1024, dtype=dtype)["flops_per_second"]
+        for width in _numbers(d_model):
+            for size in (Size(width, *_pair(text)) for text in sizes.split(",")):
+                row, versions = compare(size, dtype, other, rounds, peak, peer_peak)
+                rows.append(row)
+    worst = min(rows, key=lambda row: row.get("ratio", 0.0))
+    return record("train", ours=worst["ours_ms"], peer=worst.get("peer_ms"), unit="ms per step", ratio=worst.get("ratio"),
+                  rows=rows, dtype=dtype, rounds=rounds, matmul_gflops=peak / 1e9,
+                  peer_matmul_gflops=peer_peak and peer_peak / 1e9, peer_versions=versions,
+                  meaning="the peer's time over ours, medians, at the size where it is least; above 1 we are ahead")
+
+
+def compare(size: Size, dtype: str, other: Peer | None, rounds: int, peak: float, peer_peak: float | None):
+    """(a row of the table, the peer's versions)."""
+    clocks, versions = {"ours": step_clock(size, dtype)}, {}
+    if other is not None:
+        answer = other.ask(do="setup", name="llama", dtype=dtype, n_heads=size.n_heads, n_kv_heads=size.n_kv_heads,
+                           d_hidden=size.d_hidden, **dataclasses.asdict(size))
+        versions = answer["versions"]
+        if answer["n_params"] != count(size.lm.specs()):
+            raise AssertionError(f"{size}: the peer has {answer['n_params']} parameters, we {count(size.lm.specs())}")
+        clocks["peer"] = lambda: other.ask(do="step", name="llama")["seconds"]
+    times = summary(alternate(clocks, rounds, warmup=2))
+    (ours, ours_least), row = times["ours"], {"size": str(size)}
+    row |= {"ours_ms": 1e3 * ours, "ours_least_ms": 1e3 * ours_least}
+    if other is not None:
+        theirs, theirs_least = times["peer"]
+        row |= {"peer_ms": 1e3 * theirs, "peer_least_ms": 1e3 * theirs_least, "ratio": theirs / ours,
+                "ratio_of_least": theirs_least / ours_least}
+    row["peak_share"] = size.flops / ours_least / peak
+    if other is not None:
+        row["peer_peak_share"] = size.flops / theirs_least / peer_peak
+        other.ask(do="drop", name="llama")
+    return row, versions
+
+
+def step_clock(size: Size, dtype: str):
+    """A clock of one training step of ours on a batch of one segment a row, the form that the loop runs."""
+    experiment = Experiment(size.lm, Data(seq_len=size.time, batch_size=size.batch), train=Train(steps=1000),
+                            precision=dtype)
+    step = make_step(experiment)
+    batch = put(random_batch(size), step.mesh)
+    state = start(experiment, step)
+
+    def once():
+        nonlocal state
+        state, metrics = step.step(state, batch)
+        return state, metrics
+
+    return lambda: seconds(once)
+
+
+def random_batch(size: Size) -> dict[str, np.ndarray]:
+    """A full batch of random tokens, one segment a row."""
+    shape = (size.batch, size.time)
+    mask = np.ones(shape, np.float32)
+    mask[:, -1] = 0
+    return {"tokens": np.random.default_rng(0).integers(0, size.vocab_size, shape, np.int32),
+            "segment_ids": np.ones(shape, np.int32), "loss_mask": mask,
+            "positions": np.broadcast_to(np.arange(size.time, dtype=np.int32), shape).copy()}
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"expected whole numbers with commas between, found {text!r}") from None
+
+
+def _pair(text: str) -> tuple[int, int]:
+    parts = _numbers(text.replace("x", ","))
+    if len(parts) != 2:
+        raise UserError(f"a size is TIMExBATCH, such as 256x4, found {text!r}")
+    return parts[0], parts[1]

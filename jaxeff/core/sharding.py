@@ -1,0 +1,96 @@
+"""Logical axis names and where they live on a device mesh.
+
+Every dimension of a parameter has a logical name; one table maps names to mesh axes. A dimension that its mesh axes do not
+divide is replicated, which is logged once.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxeff.core.errors import UserError, lookup
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "time": ("sequence",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "state": (),
+    "vocab": ("tensor",),
+    "layer": (),
+    "rank": (),
+    "conv": (),
+    "expert": ("tensor",),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
+    """A mesh of the first `data * fsdp * tensor * sequence` devices.
+
+    Axis types are Auto: shardings propagate through a layer that knows nothing of the mesh.
+    Raises UserError when a size is below 1 or there are too few devices.
+    """
+    sizes = (data, fsdp, tensor, sequence)
+    if min(sizes) < 1:
+        raise UserError(f"mesh axes must be at least 1, found {dict(zip(MESH_AXES, sizes, strict=True))}")
+    devices = jax.devices() if devices is None else devices
+    needed = math.prod(sizes)
+    if needed > len(devices):
+        shape = " x ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True) if size > 1)
+        raise UserError(f"the mesh {shape} needs {needed} devices; there are {len(devices)}")
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 4)
+
+
+@functools.cache
+def _log_replicated(name: str, size: int, parts: int):
+    logging.getLogger("jaxeff").info("axis %r of size %d is not divisible by %d: replicated", name, size, parts)
+
+
+def pspec(axes, shape, mesh, rules: Mapping[str, tuple[str, ...]] = RULES) -> PartitionSpec:
+    """The PartitionSpec of an array with logical `axes` and `shape`.
+
+    Raises UserError for an unknown axis name, and when two dimensions fall on the same mesh axis.
+    """
+    sizes = dict(mesh.shape)
+    used: dict[str, str] = {}
+    entries = []
+    for name, size in zip(axes, shape, strict=True):
+        targets = () if name is None else lookup(dict(rules), name, "logical axis")
+        targets = tuple(t for t in targets if sizes.get(t, 1) > 1)
+        parts = math.prod(sizes[t] for t in targets)
+        if size % parts:
+            _log_replicated(name, size, parts)
+            targets = ()
+        for target in targets:
+            if target in used:
+                raise UserError(f"axes {used[target]!r} and {name!r} of one array both fall on mesh axis {target!r}")
+            used[target] = name
+        entries.append(targets[0] if len(targets) == 1 else targets or None)
+    return PartitionSpec(*entries)
+
+
+def shardings(specs, mesh, rules: Mapping[str, tuple[str, ...]] = RULES):
+    """A NamedSharding for each Spec of the tree."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, pspec(spec.axes, spec.shape, mesh, rules)), specs)
+
+
+def constrain(x: jax.Array, axes, mesh=None, rules: Mapping[str, tuple[str, ...]] = RULES) -> jax.Array:
+    """Tell the compiler how an activation is laid out; without a mesh, x itself. Used at block boundaries only."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, pspec(axes, x.shape, mesh, rules)))
+
+
+def batch_sharding(mesh, rules: Mapping[str, tuple[str, ...]] = RULES) -> NamedSharding:
+    """The sharding of a batch's leading dimension."""
+    targets = tuple(t for t in rules["batch"] if mesh.shape[t] > 1)
+    return NamedSharding(mesh, PartitionSpec(targets or None))

@@ -1,0 +1,162 @@
+"""A parameter is declared once, as a `Spec`; values, shapes, shardings and counts all follow from the tree of Specs.
+
+Weights are stored input dimensions first, and `n_in` says how many of them are inputs: a fan-in, the halves of a low-rank
+pair and the axis of a quantization scale need no table of names.
+
+Initial values are a function of (key, path) alone: the key of a parameter folds in a hash of its path, so that adding one
+parameter, or changing the mesh, leaves every other initial value as it was.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from zlib import crc32
+
+from jaxeff.core.tree import map_with_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where an initial value goes: its number of input dimensions, and its layer of how many (None outside a stack)."""
+
+    n_in: int
+    layer: Any = None
+    n_layers: int | None = None
+
+
+Initializer = Callable[[jax.Array, tuple[int, ...], Any, Site], jax.Array]
+
+
+def zeros(key, shape, dtype, site: Site):
+    """All zero."""
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key, shape, dtype, site: Site):
+    """All one."""
+    return jnp.ones(shape, dtype)
+
+
+def fan_in(key, shape, dtype, site: Site):
+    """Truncated normal with variance 1 / (product of the input dimensions)."""
+    std = math.prod(shape[: site.n_in]) ** -0.5
+    # A standard normal cut at two standard deviations has standard deviation 0.8796.
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * jnp.asarray(std / 0.87962566, dtype)
+
+
+def residual(key, shape, dtype, site: Site):
+    """`fan_in` divided by sqrt(2 L): keeps the residual stream's variance at init independent of depth (GPT-2, section 2.3)."""
+    return fan_in(key, shape, dtype, site) * jnp.asarray((2 * (site.n_layers or 1)) ** -0.5, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Normal with the given standard deviation."""
+
+    std: float
+
+    def __call__(self, key, shape, dtype, site: Site):
+        return jax.random.normal(key, shape, dtype) * jnp.asarray(self.std, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """One value everywhere."""
+
+    value: float
+
+    def __call__(self, key, shape, dtype, site: Site):
+        return jnp.full(shape, self.value, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """One initial value per layer, `inner` called with each layer's own key and depth."""
+
+    inner: Initializer
+    start: int
+    step: int
+    total: int
+
+    def __call__(self, key, shape, dtype, site: Site):
+        def one(layer):
+            return self.inner(jax.random.fold_in(key, layer), shape[1:], dtype, Site(site.n_in, layer, self.total))
+
+        return jax.vmap(one)(self.start + self.step * jnp.arange(shape[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Declaration of one parameter.
+
+    shape: dimensions, inputs first. axes: a logical name (see `core.sharding.RULES`) or None for each dimension.
+    init: a module-level function or frozen dataclass called as `(key, shape, dtype, site)`. dtype: None follows the
+    caller's choice. n_in: how many leading dimensions (after a `layer` axis) are inputs.
+
+    Raises ValueError when shape and axes disagree or n_in is out of range.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer = fan_in
+    dtype: Any = None
+    n_in: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "axes", tuple(self.axes))
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"Spec has {len(self.shape)} dimensions {self.shape} but {len(self.axes)} axes {self.axes}")
+        if any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise ValueError(f"Spec dimensions must be positive integers, found {self.shape}")
+        if not 0 <= self.n_in <= len(self.shape):
+            raise ValueError(f"Spec of shape {self.shape} cannot have n_in={self.n_in}")
+
+    @property
+    def n_stacked(self) -> int:
+        """How many leading dimensions are layers: 1 inside a stack, else 0."""
+        return int(bool(self.axes) and self.axes[0] == "layer")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def init(specs, key: jax.Array, dtype=jnp.float32):
+    """Initial values for a tree of Specs; each depends on `key` and its own path only.
+
+    Under `jax.jit` with sharded outputs the values are bit-equal on any mesh.
+    """
+
+    def one(path: str, spec: Spec):
+        path_key = jax.random.fold_in(key, crc32(path.encode()))
+        return spec.init(path_key, spec.shape, spec.dtype or dtype, Site(spec.n_in))
+
+    return map_with_path(one, specs)
+
+
+def abstract(specs, dtype=jnp.float32):
+    """`jax.ShapeDtypeStruct` for each Spec: a checkpoint target, or the input of ahead-of-time compilation."""
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype or dtype), specs)
+
+
+def stack(specs, n: int, start: int = 0, step: int = 1, total: int | None = None):
+    """Specs of `n` layers along a new leading axis named `layer`.
+
+    Layer i is number `start + step * i` of `total` in the whole model; initial values may depend on it.
+    """
+
+    def one(spec: Spec) -> Spec:
+        inner = Stacked(spec.init, start, step, total or n)
+        return dataclasses.replace(spec, shape=(n, *spec.shape), axes=("layer", *spec.axes), init=inner)
+
+    return jax.tree.map(one, specs)
+
+
+def count(specs) -> int:
+    """Number of scalar parameters in a tree of Specs or arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(specs))

@@ -1,0 +1,66 @@
+"""Parameter trees addressed by `/`-joined paths, and rules over those paths."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from jaxeff.core.errors import UserError, nearest
+
+
+def _name(entry) -> str:
+    for field in ("key", "name", "idx"):
+        if hasattr(entry, field):
+            return str(getattr(entry, field))
+    raise TypeError(f"unknown kind of tree path entry: {entry!r}")
+
+
+def join(path) -> str:
+    """A JAX key path as text: `blocks/0/mixer/q`."""
+    return "/".join(map(_name, path))
+
+
+def paths(tree) -> dict[str, Any]:
+    """path -> leaf, in the tree's own order."""
+    return {join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def map_with_path(f: Callable[..., Any], tree, *rest):
+    """`jax.tree.map` with the leaf's path as first argument."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(join(path), *leaves), tree, *rest)
+
+
+def match(rules: Sequence[tuple[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+    """name -> setting of the first rule whose regular expression matches the whole name; names without one are left out.
+
+    Raises UserError for a rule that is no regular expression, and for one that matches no name at all, with the nearest.
+    """
+    names = list(names)
+    found: dict[str, Any] = {}
+    for pattern, setting in rules:
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"rule {pattern!r} is not a regular expression: {error}") from None
+        hits = [name for name in names if regex.fullmatch(name)]
+        if not hits:
+            raise UserError(f"rule {pattern!r} matches no path; {nearest(pattern, names)}")
+        for name in hits:
+            found.setdefault(name, setting)
+    return found
+
+
+def partition(tree, keep: Callable[[str, Any], bool]):
+    """Two trees of the same structure, (kept, rest), each with None where the other has the leaf.
+
+    Differentiate the kept one only: gradients and optimizer state then exist for nothing else.
+    """
+    kept = map_with_path(lambda path, leaf: leaf if keep(path, leaf) else None, tree)
+    rest = map_with_path(lambda path, leaf: None if keep(path, leaf) else leaf, tree)
+    return kept, rest
+
+
+def combine(kept, rest):
+    """The inverse of `partition`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, kept, rest, is_leaf=lambda leaf: leaf is None)

@@ -1,0 +1,124 @@
+"""`Data`: what to train on, as a config, and `Prepared`: the same ready to be read."""
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+
+from jaxeff.core.errors import UserError, lookup
+from jaxeff.data.cache import Report, cache_root, digest, publish, silent
+from jaxeff.data.corpus import SPLITS, corpus_fingerprint, prepare_corpus
+from jaxeff.data.grammar import Grammar
+from jaxeff.data.pipeline import EvalBatches, TrainBatches
+from jaxeff.data.python_sources import PythonCode, PythonDocs
+from jaxeff.data.rows import PackedCorpus, prepare_rows
+from jaxeff.data.text_files import Text
+from jaxeff.data.tokenizers import Bytes, SentencePiece, Tokenizer
+
+
+@dataclass(frozen=True)
+class Data:
+    """A corpus, how it is split, tokenized, packed and batched.
+
+    Args:
+      source: where the documents come from.
+      tokenizer: how text becomes ids; learnt from the training split alone.
+      seq_len: T, tokens of a row.
+      batch_size: rows of the global batch, over all processes.
+      seed: of the order of the training rows.
+      valid_fraction, test_fraction: shares of the documents; 0 leaves the split out.
+      max_bytes: use no more text than this, the documents chosen by a hash; for corpora of equal size.
+
+    Raises:
+      UserError: a value is out of range; the message names the field.
+    """
+
+    source: PythonDocs | PythonCode | Text | Grammar = PythonDocs()
+    tokenizer: SentencePiece | Bytes = SentencePiece()
+    seq_len: int = 256
+    batch_size: int = 8
+    seed: int = 0
+    valid_fraction: float = 0.05
+    test_fraction: float = 0.05
+    max_bytes: int | None = None
+
+    def __post_init__(self):
+        for name, least in (("seq_len", 2), ("batch_size", 1), ("seed", 0), ("max_bytes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"data.{name} must be at least {least}, not {value}")
+        for name in ("valid_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"data.{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise UserError("data.valid_fraction + data.test_fraction leave nothing to train on")
+
+    def prepare(self, cache: str | os.PathLike | None = None, report: Report | None = None) -> "Prepared":
+        """Reads, splits, tokenizes and packs the corpus, or finds all this done in the cache.
+
+        Args:
+          cache: folder; default `$JAXEFF_CACHE`, `$XDG_CACHE_HOME/jaxeff` or `~/.cache/jaxeff`.
+          report: called as `report(stage, done, total)` while it goes on.
+
+        Raises:
+          UserError: there is no text, it cannot be read, the vocabulary does not fit it, or the cache is not writable.
+        """
+        begin = time.perf_counter()
+        report, root = report or silent, cache_root(cache)
+        fingerprint = corpus_fingerprint(self.source, self.valid_fraction, self.test_fraction, self.max_bytes)
+        corpus = prepare_corpus(self.source, root, valid_fraction=self.valid_fraction, test_fraction=self.test_fraction,
+                                max_bytes=self.max_bytes, report=report, fingerprint=fingerprint)
+        tokenizer = self._tokenizer(corpus, root, report)
+        packed = prepare_rows(corpus, tokenizer, self.seq_len, root, report)
+        statistics = {
+            **corpus.statistics,
+            "vocab_size": tokenizer.vocab_size,
+            "seq_len": self.seq_len,
+            **{name: {split: values[name] for split, values in packed.statistics.items()}
+               for name in ("tokens", "targets", "rows", "padding")},
+        }
+        statistics["bytes_per_token"] = sum(statistics["bytes"].values()) / sum(statistics["tokens"].values())
+        statistics["seconds"] = time.perf_counter() - begin
+        return Prepared(self, tokenizer, digest(fingerprint, tokenizer.identity), statistics, packed)
+
+    def _tokenizer(self, corpus, root, report: Report) -> Tokenizer:
+        recipe = [type(self.tokenizer).__name__, asdict(self.tokenizer)]
+        name = digest("tokenizer", corpus.fingerprint, recipe)
+
+        def write(folder):
+            report("training the tokenizer", 0, 1)
+            self.tokenizer.train(corpus.texts("train"), folder)
+            report("training the tokenizer", 1, 1)
+
+        return self.tokenizer.load(publish(root / "tokenizers" / name[:32], write))
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A corpus that is ready.
+
+    Attributes:
+      tokenizer: `encode`, `decode`, `vocab_size`, `bos_id`, `eos_id`, `pad_id`, `token_bytes`.
+      fingerprint: hex digest of the text, its split and the tokenizer; results compare only where it is equal.
+      statistics: JSON-able: documents, bytes, tokens, targets, rows and padding by split; bytes per token; the
+        seconds that `prepare` took.
+    """
+
+    data: Data
+    tokenizer: Tokenizer
+    fingerprint: str
+    statistics: dict
+    packed: PackedCorpus = field(repr=False)
+
+    def train(self, process_index: int = 0, process_count: int = 1) -> TrainBatches:
+        """Endless batches of this process, reshuffled every epoch."""
+        return TrainBatches(self.packed.splits["train"], batch_size=self.data.batch_size, seed=self.data.seed,
+                            fingerprint=self.fingerprint, process_index=process_index, process_count=process_count)
+
+    def eval(self, split: str, batch_size: int | None = None, *, process_index: int = 0, process_count: int = 1
+             ) -> EvalBatches:
+        """One pass over "train", "validation" or "test", in order; the last batch is filled up with padding."""
+        if split in SPLITS and split not in self.packed.splits:
+            raise UserError(f"there is no {split} split; its fraction of the data was set to 0")
+        return EvalBatches(lookup(self.packed.splits, split, "split of the data"),
+                           batch_size=batch_size or self.data.batch_size, process_index=process_index,
+                           process_count=process_count)

@@ -1,0 +1,94 @@
+"""The packed rows of a corpus on disk, memory-mapped: random access for the loader, whatever their number.
+
+Letters: B rows, T tokens of a row.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxeff.data.cache import Report, damaged, digest, publish, read_json, silent, write_json
+from jaxeff.data.corpus import Corpus
+from jaxeff.data.packing import pack
+from jaxeff.data.tokenizers import Tokenizer
+
+_LAYOUT = 1  # of the files in the cache and of the packing; raise it when they change
+_ENCODE_AT_ONCE = 64  # documents
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split: tokens_BT (unsigned) and segment_ids_BT (from 1, 0 for padding)."""
+
+    tokens_BT: np.ndarray
+    segment_ids_BT: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """Rows by split, with `statistics`: split -> {"tokens", "targets", "rows", "padding"}."""
+
+    splits: dict[str, Rows]
+    statistics: dict
+
+
+def prepare_rows(corpus: Corpus, tokenizer: Tokenizer, row_length: int, root: Path, report: Report = silent
+                 ) -> PackedCorpus:
+    """Every split tokenized and packed below the folder `root`, written now unless it is there."""
+
+    def write(folder: Path) -> None:
+        statistics = {}
+        for split in corpus.splits:
+            tokens, lengths = tokenize(corpus, split, tokenizer, report)
+            report(f"packing {split}", 0, len(lengths))
+            tokens_BT, segment_ids_BT = pack(tokens, lengths, row_length)
+            np.save(folder / f"{split}.tokens.npy", tokens_BT)
+            np.save(folder / f"{split}.segment_ids.npy", segment_ids_BT)
+            report(f"packing {split}", len(lengths), len(lengths))
+            statistics[split] = {
+                "tokens": len(tokens) - 2 * len(lengths),
+                "targets": len(tokens) - len(lengths),
+                "rows": len(tokens_BT),
+                "padding": float(np.mean(segment_ids_BT == 0)),
+            }
+        write_json(folder / "statistics.json", statistics)
+
+    name = digest("rows", _LAYOUT, corpus.fingerprint, tokenizer.identity, row_length)
+    folder = publish(root / "rows" / name[:32], write)
+    statistics = read_json(folder / "statistics.json")
+    return PackedCorpus({split: _open(folder, split) for split in statistics}, statistics)
+
+
+def tokenize(corpus: Corpus, split: str, tokenizer: Tokenizer, report: Report = silent
+             ) -> tuple[np.ndarray, np.ndarray]:
+    """All documents of a split, BOS + tokens + EOS one after the other, and the int64 length of each."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    bos, eos = np.array([tokenizer.bos_id], dtype), np.array([tokenizer.eos_id], dtype)
+    parts, lengths, texts = [], [], []
+    total = corpus.statistics["documents"][split]
+
+    def encode() -> None:
+        for ids in tokenizer.encode_many(texts):
+            parts.extend((bos, ids.astype(dtype), eos))
+            lengths.append(len(ids) + 2)
+        texts.clear()
+        report(f"tokenizing {split}", len(lengths), total)
+
+    for text in corpus.texts(split):
+        texts.append(text)
+        if len(texts) == _ENCODE_AT_ONCE:
+            encode()
+    encode()
+    return np.concatenate(parts), np.array(lengths, np.int64)
+
+
+def _open(folder: Path, split: str) -> Rows:
+    try:
+        tokens_BT = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
+        return Rows(tokens_BT, np.load(folder / f"{split}.segment_ids.npy", mmap_mode="r"))
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error

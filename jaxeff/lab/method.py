@@ -1,0 +1,63 @@
+"""The protocol of an ablation in words, for its report."""
+
+import html
+
+from jaxeff.lab.results import Results
+from jaxeff.lab.statistics import METHOD
+
+SIZE = """
+Every model has the parameter count of {baseline} within {tolerance:.0%}: the width of its MLP is solved for, all other sizes
+are equal. Counts come from the declared parameters."""
+
+DATA = """
+All models read the same batches in the same order at one seed. A document's split is decided by a hash of its text, and the
+tokenizer was trained on the training split alone. Bits per byte counts the bytes of text that the predicted tokens stand for,
+so it does not depend on the tokenizer's vocabulary."""
+
+RATE = """
+Each model was trained for {sweep_steps} steps at each of {lrs} (seed {sweep_seed}), each time with the whole schedule; the rate
+with the lowest bits per byte on the validation split was kept. A best rate at an end of the sweep is marked *: a better one
+may lie beyond."""
+
+SEEDS = """
+Each model was then trained for {steps} steps from seeds {seeds}; a seed sets the initial values and the order of the data. The
+test split was read once, after the last step of each of these runs, and decided nothing."""
+
+INTERVALS = """
+{interval}. Differences are taken seed by seed before averaging, since models at one seed share the order of the data. The
+intervals cover seeds, not the choice of the corpus or of the sizes, and are not corrected for comparing several models."""
+
+FLOPS = """
+Counted in the traced training step, operation by operation, loops times their number of turns; a multiply-add of a matrix product
+counts two. What the backward pass computes again counts; blocks that attention skips do not."""
+
+SPEED = """
+Models take turns, round after round, and the median of the rounds is shown, so that a slow moment of the machine does not fall on
+one model. Compilation is left out. Decoding is greedy, one sequence, in one compiled loop."""
+
+PARTS = {
+    "Size": SIZE,
+    "Data": DATA,
+    "Learning rate": RATE,
+    "Seeds": SEEDS,
+    "Intervals": INTERVALS,
+    "FLOPs": FLOPS,
+    "Speed": SPEED,
+}
+
+
+def method(results: Results) -> str:
+    """The parts above with the numbers of this ablation, as an HTML list."""
+    p = results.protocol
+    words = {
+        "baseline": results.baseline,
+        "tolerance": p.get("tolerance", 0.01),
+        "sweep_steps": p.get("sweep_steps", "?"),
+        "sweep_seed": p.get("sweep_seed", "?"),
+        "steps": p.get("steps", "?"),
+        "lrs": ", ".join(f"{lr:g}" for lr in p.get("lrs", ())),
+        "seeds": ", ".join(map(str, p.get("seeds", ()))),
+        "interval": METHOD,
+    }
+    items = (f"<strong>{name}.</strong> {html.escape(text.strip().format(**words))}" for name, text in PARTS.items())
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"

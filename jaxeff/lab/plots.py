@@ -1,0 +1,232 @@
+"""The plots of a report, as SVG text to stand inside a page.
+
+Colours follow Okabe and Ito (2008), told apart under every common colour blindness; those with a contrast to white below 3 : 1
+are replaced by darker ones. Each model also has its own dash pattern and marker, so that a plot printed in grey can be read.
+Text stays text, in the page's own font.
+"""
+
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from jaxeff.lab.columns import binary, si
+from jaxeff.lab.results import Results, Row
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#8C6D00", "#2F4B9B")
+DASHES = (
+    "solid",
+    (0, (5, 1.5)),
+    (0, (1, 1.2)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (9, 3)),
+    (0, (2, 2)),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, FAINT = "#1b1f24", "#d0d7de"
+STYLE = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#57606a", "axes.labelcolor": INK, "text.color": INK,
+    "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.grid": True, "grid.color": FAINT,
+    "grid.linewidth": 0.6, "xtick.color": "#57606a", "ytick.color": "#57606a", "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.axisbelow": True, "lines.linewidth": 1.8, "legend.frameon": False,
+}  # fmt: skip
+
+
+def look(i: int) -> dict:
+    """Colour and dash pattern of the i-th model."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+
+
+def svg(name: str, title: str, describe: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """`draw` on a figure of `size` inches, as an <svg> element whose title and description a screen reader speaks.
+
+    Identifiers start with `name`, so that several plots can stand in one page.
+    """
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0)
+        draw(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    body = text.getvalue()
+    body = re.sub(r"<metadata>.*?</metadata>", "", body[body.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'href="#', f'href="#{name}-', body)
+    body = re.sub(r"url\(#", f"url(#{name}-", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", body)
+    head, rest = body.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    return (
+        f'{head} role="img" aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{html.escape(title)}</title>'
+        f'<desc id="{name}-desc">{html.escape(describe)}</desc>{rest}'
+    )
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred moving mean over `width` points along the last axis, narrower towards the ends."""
+    padded = np.concatenate([np.zeros_like(values[..., :1]), np.cumsum(values, -1)], -1)
+    i = np.arange(values.shape[-1])
+    reach = np.minimum(np.minimum(i, i[::-1]), width // 2)
+    return (padded[..., i + reach + 1] - padded[..., i - reach]) / (2 * reach + 1)
+
+
+def _curves(row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that every seed logged, and the losses there, [seeds, steps]."""
+    by_seed = [dict(zip(*curve, strict=True)) for curve in row.curves.values()]
+    steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    return np.array(steps), np.array([[losses[step] for step in steps] for losses in by_seed])
+
+
+def loss_curves(results: Results) -> str:
+    """Training loss, mean and range over seeds, and its difference to the baseline on the same batches."""
+    base = results.baseline_row
+
+    def draw(figure: Figure):
+        left, right = figure.subplots(1, 2)
+        drawn = []
+        for i, row in enumerate(results.rows):
+            steps, losses = _curves(row)
+            if not len(steps):
+                continue
+            width = max(1, len(steps) // 25)
+            losses = smooth(losses, width)
+            left.fill_between(steps, losses.min(0), losses.max(0), color=look(i)["color"], alpha=0.15, linewidth=0)
+            left.plot(steps, losses.mean(0), label=row.name, **look(i))
+            drawn.append(losses[:, len(steps) // 10 :])
+            if base is None or row.name == base.name:
+                continue
+            seeds = sorted(row.curves.keys() & base.curves.keys())
+            shared = [_shared(row.curves[seed], base.curves[seed]) for seed in seeds]
+            if not shared or not len(shared[0][0]):
+                continue
+            steps = shared[0][0]
+            gap = smooth(np.array([values for _, values in shared]), width)
+            right.fill_between(steps, gap.min(0), gap.max(0), color=look(i)["color"], alpha=0.15, linewidth=0)
+            right.plot(steps, gap.mean(0), **look(i))
+        if drawn:
+            low, high = min(d.min() for d in drawn), max(d.max() for d in drawn)
+            left.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        left.set(title="Training loss", xlabel="step", ylabel="nats per token")
+        right.set(
+            title=f"Less the loss of {results.baseline} on the same batches", xlabel="step", ylabel="nats per token"
+        )
+        right.axhline(0, **(look(_index(results, results.baseline)) if base else {"color": INK}))
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        figure.legend(loc="outside lower center", ncols=min(6, max(1, len(results.rows))), handlelength=3.2)
+
+    last = {row.name: _curves(row)[1] for row in results.rows}
+    ends = "; ".join(
+        f"{name} ends at {losses[:, -max(1, losses.shape[1] // 25) :].mean():.3f}"
+        for name, losses in last.items()
+        if losses.size
+    )
+    describe = f"Lines are means over seeds, bands the range from the lowest to the highest seed. {ends}."
+    return svg("loss", "Training loss against step", describe, (9.6, 3.7), draw)
+
+
+def _shared(curve, base) -> tuple[np.ndarray, np.ndarray]:
+    ours, theirs = dict(zip(*curve, strict=True)), dict(zip(*base, strict=True))
+    steps = sorted(ours.keys() & theirs.keys())
+    return np.array(steps), np.array([ours[step] - theirs[step] for step in steps])
+
+
+def _index(results: Results, name: str) -> int:
+    return next(i for i, row in enumerate(results.rows) if row.name == name)
+
+
+def quality_against_cost(results: Results) -> str:
+    """Bits per byte with intervals against each cost, one panel per cost."""
+    costs: list[tuple[str, str, Callable[[Row], float | None]]] = [
+        ("FLOPs of training", "per token", lambda row: row.flops_per_token),
+        ("Speed of training", "tokens per second", lambda row: row.tokens_per_s),
+        ("Decode state", "bytes", lambda row: row.decode[-1].state_bytes if row.decode else None),
+    ]
+    costs = [cost for cost in costs if any(cost[2](row) is not None for row in results.rows)]
+
+    def draw(figure: Figure):
+        panels = figure.subplots(1, max(1, len(costs)), sharey=True, squeeze=False)[0]
+        for axes, (title, unit, cost) in zip(panels, costs, strict=False):
+            for i, row in enumerate(results.rows):
+                if cost(row) is None:
+                    continue
+                interval, style = row.bits_per_byte, look(i)
+                axes.errorbar(cost(row), interval.mean, yerr=interval.half, fmt=MARKERS[i % len(MARKERS)], color=style["color"],
+                              markersize=7.5, capsize=3.5, elinewidth=1.2, label=row.name)  # fmt: skip
+            wide = [cost(row) for row in results.rows if cost(row)]
+            if wide and max(wide) > 8 * min(wide):
+                axes.set_xscale("log", base=2 if unit == "bytes" else 10)
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                axes.margins(x=0.15)
+                axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(
+                FuncFormatter(lambda v, _, unit=unit: binary(v) if unit == "bytes" else si(v))
+            )
+            axes.set(title=title, xlabel=unit)
+        panels[0].set_ylabel("test bits per byte\n(lower is better)")
+        handles, labels = panels[0].get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+
+    def words(row: Row) -> str:
+        found = [(title, cost(row), unit) for title, unit, cost in costs if cost(row) is not None]
+        texts = [
+            f"{title} {binary(value) if unit == 'bytes' else f'{si(value)} {unit}'}" for title, value, unit in found
+        ]
+        return f"{row.name}: {row.bits_per_byte.mean:.3f} bits per byte, " + ", ".join(texts)
+
+    describe = "Points are means over seeds, bars their 95 % intervals. " + "; ".join(map(words, results.rows)) + "."
+    return svg("cost", "Test bits per byte against cost", describe, (9.6, 3.6), draw)
+
+
+def decode_against_context(results: Results) -> str:
+    """Milliseconds per token and bytes of state against the number of tokens before."""
+    rows = [(i, row) for i, row in enumerate(results.rows) if row.decode]
+
+    def draw(figure: Figure):
+        left, middle, right = figure.subplots(1, 3)
+        for i, row in rows:
+            contexts = [d.context for d in row.decode]
+            style = look(i) | {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5}
+            left.plot(contexts, [d.token_s * 1e3 for d in row.decode], label=row.name, **style)
+            middle.plot(contexts, [d.first_token_s * 1e3 for d in row.decode], **style)
+            right.plot(contexts, [d.state_bytes for d in row.decode], **style)
+        left.set(title="Time per token", ylabel="ms")
+        middle.set(title="Time to first token", ylabel="ms")
+        right.set(title="Decode state", ylabel="bytes")
+        _ticks(left, middle, right, ticks=[d.context for d in rows[0][1].decode] if rows else [])
+        figure.legend(loc="outside lower center", ncols=min(6, max(1, len(rows))), handlelength=3.2)
+
+    def words(row: Row) -> str:
+        at = (
+            f"{d.token_s * 1e3:.3g} ms per token and {binary(d.state_bytes)} after {d.context:,} tokens"
+            for d in row.decode
+        )
+        return f"{row.name}: " + ", ".join(at)
+
+    describe = "One sequence. Time per token and state: " + "; ".join(words(row) for _, row in rows) + "."
+    return svg("decode", "Decoding against context length", describe, (9.6, 3.4), draw)
+
+
+def _ticks(left, middle, right, ticks: Sequence[int]):
+    for axes in (left, middle, right):
+        axes.set(xlabel="tokens of context")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    left.set_ylim(bottom=0)
+    for axes in (middle, right):
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    middle.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: binary(v)))

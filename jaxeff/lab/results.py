@@ -1,0 +1,107 @@
+"""What an ablation found: one `Row` per model, read from and written to results.json."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxeff.lab.statistics import Interval, mean_interval, paired_interval
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Decoding one sequence after a prompt of `context` tokens: seconds to the first token and per further token; bytes kept."""
+
+    context: int
+    first_token_s: float
+    token_s: float
+    state_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model: what it is, how good it is for each seed, and what it costs. Costs are None where the backend does not tell.
+
+    sweep: learning rate -> bits per byte on the validation split. test: seed -> bits per byte on the test split.
+    curves: seed -> (steps, training loss in nats per token). memory_bytes: what one training step needs beside the parameters,
+    optimizer state and batch.
+    """
+
+    name: str
+    mixer: str
+    n_parameters: int
+    d_hidden: int | None
+    best_lr: float
+    sweep: dict[float, float]
+    test: dict[int, float]
+    curves: dict[int, tuple[list[int], list[float]]]
+    tokens_per_s: float | None = None
+    flops_per_token: float | None = None
+    decode: tuple[Decode, ...] = ()
+    memory_bytes: int | None = None
+    reproduce: str = ""
+
+    @property
+    def bits_per_byte(self) -> Interval:
+        """Mean over the seeds."""
+        return mean_interval(self.test.values())
+
+    def difference(self, baseline: "Row | None") -> Interval | None:
+        """Mean over the shared seeds of this row's bits per byte less the baseline's; None for the baseline itself."""
+        return None if baseline is None or baseline.name == self.name else paired_interval(self.test, baseline.test)
+
+    @property
+    def lr_at_edge(self) -> bool:
+        """Whether the best learning rate is the smallest or largest of several tried: a better one may lie beyond."""
+        return len(self.sweep) > 1 and self.best_lr in (min(self.sweep), max(self.sweep))
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All finished rows of an ablation, in its order, and the circumstances. `baseline` names the first model of the ablation,
+    which may not be among the rows yet; `missing` lists the models without a row."""
+
+    name: str
+    description: str
+    rows: tuple[Row, ...]
+    baseline: str
+    missing: tuple[str, ...] = ()
+    protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
+    corpus: dict[str, Any] = dataclasses.field(default_factory=dict)
+    machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    command: str = ""
+    seconds: float | None = None
+
+    @property
+    def baseline_row(self) -> Row | None:
+        """The row that differences are taken to, when it is finished."""
+        return next((row for row in self.rows if row.name == self.baseline), None)
+
+    def to_json(self) -> str:
+        """JSON text with derived intervals beside the raw values, so that a reader needs no statistics."""
+        body = dataclasses.asdict(self) | {"format": FORMAT}
+        for row, entry in zip(self.rows, body["rows"], strict=True):
+            difference = row.difference(self.baseline_row)
+            entry["bits_per_byte"] = dataclasses.asdict(row.bits_per_byte)
+            entry["difference"] = difference and dataclasses.asdict(difference)
+        return json.dumps(body, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Results":
+        """Results from a results.json, to draw the report again."""
+        body = json.loads(Path(path).read_text())
+        if body.pop("format") != FORMAT:
+            raise ValueError(f"{path} has another format than {FORMAT}")
+        return cls(**body | {"rows": tuple(map(_row, body["rows"])), "missing": tuple(body["missing"])})
+
+
+def _row(entry: dict[str, Any]) -> Row:
+    fields = {field.name: entry[field.name] for field in dataclasses.fields(Row)}
+    fields["sweep"] = {float(lr): value for lr, value in entry["sweep"].items()}
+    fields["test"] = {int(seed): value for seed, value in entry["test"].items()}
+    fields["curves"] = {int(seed): tuple(curve) for seed, curve in entry["curves"].items()}
+    fields["decode"] = tuple(Decode(**d) for d in entry["decode"])
+    return Row(**fields)

@@ -1,0 +1,81 @@
+"""The finished parts of an ablation on disk, so that an interrupted one goes on with what is missing.
+
+    WORKDIR/ablation.json             what this folder is for: the resolved ablation, corpus, versions, device
+    WORKDIR/units/gqa/seed-0.json     one finished part: {"key", "experiment", "result"}
+    WORKDIR/runs/gqa/seed-0/          the training run itself, a workdir of `jaxeff train`
+
+A part's key is a hash of all that decides its numbers. A folder belongs to one ablation: another one is refused with the
+fields in which the two differ, and a part whose key is not the expected one is never read.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxeff.core.errors import UserError
+from jaxeff.train.experiment import diff
+
+
+def key(*parts: Any) -> str:
+    """A hash of JSON data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that a reader, or the next process after a kill, sees the old content or the whole new one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+class Units:
+    """The parts in one folder. Raises UserError when the folder belongs to an ablation that is not `identity`."""
+
+    def __init__(self, workdir: str | Path, identity: dict[str, Any]):
+        self.workdir = Path(workdir)
+        lock = self.workdir / "ablation.json"
+        if lock.exists():
+            _refuse_other(lock, identity)
+        else:
+            write(lock, json.dumps(identity, indent=1) + "\n")
+
+    def get(self, model: str, part: str, key: str) -> Any | None:
+        """The result of a part, None when it is not finished, damaged, or was made by something else."""
+        try:
+            stored = json.loads(self._path(model, part).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return None
+        return stored.get("result") if isinstance(stored, dict) and stored.get("key") == key else None
+
+    def put(self, model: str, part: str, key: str, experiment: Any, result: Any) -> None:
+        """Keep the result of a finished part."""
+        body = {"key": key, "result": result, "experiment": experiment}
+        write(self._path(model, part), json.dumps(body, indent=1, allow_nan=False) + "\n")
+
+    def run_dir(self, model: str, part: str) -> Path:
+        """Where the part's training run lies."""
+        return self.workdir / "runs" / model / part
+
+    def _path(self, model: str, part: str) -> Path:
+        return self.workdir / "units" / model / f"{part}.json"
+
+
+def _refuse_other(lock: Path, identity: dict[str, Any]) -> None:
+    try:
+        there = json.loads(lock.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{lock} cannot be read ({error}); choose another --workdir") from None
+    differing = diff(there, json.loads(json.dumps(identity)))
+    if differing:
+        shown = "; ".join(f"{path}: {old!r} there, {new!r} now" for path, old, new in differing[:6])
+        more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
+        raise UserError(f"{lock.parent} holds another ablation ({shown}{more}): choose another --workdir, or delete that one")

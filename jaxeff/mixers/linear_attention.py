@@ -1,0 +1,183 @@
+"""Linear attention (Katharopoulos et al. 2020). B batch, T time, D model, H heads, C head dim, Q query and key dim, N features.
+
+    S_t = S_{t-1} + phi(k_t) v_t^T,  z_t = z_{t-1} + phi(k_t);   y_t = sum_h (S_t^T phi(q_t)) / (z_t . phi(q_t)) Wo_h
+
+A softmax attention whose kernel exp(q . k) is replaced by a product of features phi(q) . phi(k), so that the past fits a state
+of fixed size. The past is summed without order: nothing but the causal mask tells positions apart.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.core.errors import lookup
+from jaxeff.core.spec import Spec, residual, zeros
+from jaxeff.core.weight import einsum
+from jaxeff.mixers.base import Ctx, segment_ids, width
+from jaxeff.ops.gated_linear import gated_linear
+from jaxeff.ops.norm import rms_norm
+from jaxeff.ops.segments import segment_starts
+
+# Below this the normaliser is taken for it: features that are all zero (relu) give 0, not NaN.
+FLOOR = 1e-6
+
+
+def elu(x: jax.Array) -> jax.Array:
+    """elu(x) + 1, positive (Katharopoulos et al. 2020)."""
+    return jax.nn.elu(x) + 1.0
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0): sparse, and zero for a query without positive channel."""
+    return jax.nn.relu(x)
+
+
+def softmax(x: jax.Array) -> jax.Array:
+    """softmax over the channels (Shen et al. 2018, "Efficient attention")."""
+    return jax.nn.softmax(x, axis=-1)
+
+
+def taylor2(x: jax.Array) -> jax.Array:
+    """1 + s + s^2 / 2 with s = q . k / sqrt(Q), the second-order expansion of exp(s) (Arora et al. 2024, "Based").
+
+    Of the products x_i x_j the half i <= j is kept, which leaves phi(q) . phi(k) as it was: N = 1 + Q + Q (Q + 1) / 2.
+    """
+    n = x.shape[-1]
+    i, j = np.triu_indices(n)
+    weight = np.where(i == j, 0.5**0.5, 1.0) / n**0.5
+    products = x[..., i] * x[..., j] * weight.astype(np.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.concatenate([jnp.ones_like(x[..., :1]), x * n**-0.25, products], axis=-1)
+
+
+FEATURES = {"elu": elu, "relu": relu, "softmax": softmax, "taylor2": taylor2}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearState:
+    """S and, as its last value column where there is a normaliser, z: float32 [B, H, N, C (+ 1)]; the last segment id [B]."""
+
+    S: jax.Array
+    segment: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearAttention:
+    """Causal linear attention; sizes left None derive from `d_model`.
+
+    head_dim: C, D / n_heads, or 32 below D = 512 and 64 from there. n_heads: D // head_dim. key_dim: Q, head_dim, but at most 16
+    for "taylor2", whose state grows with its square. feature_map: a name in FEATURES. normalise: divide by z . phi(q); False
+    takes an RMSNorm per head, without parameters, in its place (Qin et al. 2022, "The devil in linear transformer").
+    bias: on all four projections.
+
+    Cost per token: 2 x parameters + about 2 H (2 N C + 64 (N + C)) FLOPs at any length, in decoding 2 x parameters + 4 H N C.
+    State: H N (C + 1) float32 numbers per sequence. N = Q, for "taylor2" 1 + Q + Q (Q + 1) / 2.
+
+    Parameters: d_model * heads * (2 * key + 2 * head) + (heads * (2 * key + head) + d_model if bias else 0)
+
+    Raises ValueError for sizes that cannot be.
+    """
+
+    d_model: int | None = None
+    n_heads: int | None = None
+    head_dim: int | None = None
+    feature_map: Literal["elu", "relu", "softmax", "taylor2"] = "elu"
+    normalise: bool = True
+    bias: bool = False
+    key_dim: int | None = None
+
+    def __post_init__(self):
+        lookup(FEATURES, self.feature_map, "feature map")
+        for name in ("d_model", "n_heads", "head_dim", "key_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"LinearAttention.{name} must be at least 1, found {value}")
+        if self.d_model is not None:
+            _ = self.head
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.n_heads or max(1, width(self) // self.head)
+
+    @property
+    def head(self) -> int:
+        """C."""
+        if self.head_dim is not None:
+            return self.head_dim
+        if self.n_heads is None:
+            return min(width(self), 32 if width(self) < 512 else 64)
+        if width(self) % self.n_heads:
+            raise ValueError(
+                f"LinearAttention.n_heads={self.n_heads} does not divide d_model={self.d_model}: choose a divisor or set head_dim"
+            )
+        return width(self) // self.n_heads
+
+    @property
+    def key(self) -> int:
+        """Q."""
+        if self.key_dim is not None:
+            return self.key_dim
+        return min(self.head, 16) if self.feature_map == "taylor2" else self.head
+
+    @property
+    def features(self) -> int:
+        """N."""
+        return 1 + self.key + self.key * (self.key + 1) // 2 if self.feature_map == "taylor2" else self.key
+
+    def specs(self):
+        """`q`, `k`, `v`, `o`; `*_bias` with bias."""
+        d, h, q, c = width(self), self.heads, self.key, self.head
+        specs = {
+            "q": Spec((d, h, q), ("embed", "heads", "head_dim")),
+            "k": Spec((d, h, q), ("embed", "heads", "head_dim")),
+            "v": Spec((d, h, c), ("embed", "heads", "head_dim")),
+            "o": Spec((h, c, d), ("heads", "head_dim", "embed"), residual, n_in=2),
+        }
+        if self.bias:
+            specs |= {f"{n}_bias": Spec(s.shape[s.n_in :], s.axes[s.n_in :], zeros, n_in=0) for n, s in specs.items()}
+        return specs
+
+    def init_state(self, batch: int, max_len: int, dtype) -> LinearState:
+        """An empty state; float32 whatever `dtype`, and as large for any `max_len`."""
+        S_BHNC = jnp.zeros((batch, self.heads, self.features, self.head + self.normalise), jnp.float32)
+        return LinearState(S_BHNC, jnp.zeros((batch,), jnp.int32))
+
+    def apply(self, params, x_BTD: jax.Array, state: LinearState | None = None, *, ctx: Ctx = Ctx()):
+        """(y_BTD, state)."""
+
+        def project(name):
+            y_BTHC = einsum("btd,dhc->bthc", x_BTD, params[name])
+            return y_BTHC + params[f"{name}_bias"].astype(y_BTHC.dtype)[None, None] if self.bias else y_BTHC
+
+        S_BHNC, last_B, valid_BT, reset_BT = None, None, None, None
+        if state is not None:
+            S_BHNC, last_B = state.S, state.segment
+        if state is not None or ctx.segment_ids is not None:
+            last_B = jnp.zeros(x_BTD.shape[:1], jnp.int32) if last_B is None else last_B
+            valid_BT, reset_BT, last_B = segment_starts(segment_ids(ctx, x_BTD.shape[:2], last_B), last_B)
+        if ctx.segment_ids is None:
+            valid_BT, reset_BT = None, None  # one segment, which goes on: nothing to mask
+        # Features are many times the size of q and k (taylor2) or their float32 copies: made again in the backward pass.
+        o_BTHC, S_BHNC = jax.checkpoint(self._mix)(*map(project, "qkv"), S_BHNC, valid_BT, reset_BT)
+        y_BTD = einsum("bthc,hcd->btd", o_BTHC, params["o"])
+        y_BTD = y_BTD + params["o_bias"].astype(y_BTD.dtype)[None, None] if self.bias else y_BTD
+        return y_BTD, None if state is None else LinearState(S_BHNC, last_B)
+
+    def _mix(self, q_BTHQ, k_BTHQ, v_BTHC, S_BHNC, valid_BT, reset_BT):
+        """The recurrence over features, normalised: (o_BTHC in v's dtype, S)."""
+        phi = FEATURES[self.feature_map]
+        q_BTHN, k_BTHN = phi(q_BTHQ.astype(jnp.float32)), phi(k_BTHQ.astype(jnp.float32))
+        if valid_BT is not None:
+            k_BTHN = jnp.where(valid_BT[:, :, None, None], k_BTHN, 0.0)
+        if self.normalise:
+            v_BTHC = jnp.concatenate([v_BTHC, jnp.ones_like(v_BTHC[..., :1])], axis=-1)  # its sum is z . phi(q)
+        o_BTHC, S_BHNC = gated_linear(q_BTHN, k_BTHN, v_BTHC, None, S_BHNC, reset_BT, recompute=False)
+        if self.normalise:
+            o_BTHC = o_BTHC[..., :-1] / jnp.maximum(o_BTHC[..., -1:], FLOOR)
+        else:
+            o_BTHC = rms_norm(o_BTHC)
+        return o_BTHC.astype(v_BTHC.dtype), S_BHNC

@@ -1,0 +1,17 @@
+"""Every mixer by name. A new one is a file beside this one and a line here."""
+
+from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
+from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers.mlp import MLP
+
+MIXERS = {
+    "gqa": GQA,
+    "mha": MHA,
+    "mqa": MQA,
+    "window": SlidingWindow,
+    "linear": LinearAttention,
+}
+
+CHANNEL_MIXERS = {
+    "mlp": MLP,
+}

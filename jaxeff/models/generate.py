@@ -1,0 +1,127 @@
+"""Sampling from a language model: prefill, then one jitted loop of T = 1 steps. B batch, T time, N new tokens, V vocabulary."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.core.errors import UserError
+from jaxeff.core.precision import POLICIES, Policy
+from jaxeff.mixers.base import Ctx
+from jaxeff.models.lm import LM
+
+
+def generate(
+    lm: LM,
+    params,
+    prompt,
+    max_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    key: jax.Array | None = None,
+    eos: int | None = None,
+    prompt_lengths=None,
+    policy: Policy = POLICIES["float32"],
+) -> jax.Array:
+    """New tokens [B, max_tokens], int32; after `eos` a row is filled with `eos`.
+
+    prompt: int [B, T]; prompt_lengths: int [B] or None: how many tokens of each row, counted from the left, are prompt (the rest
+    is padding, whatever it holds). temperature 0 is greedy. top_k keeps the k likeliest; top_p the fewest tokens that together
+    reach probability p; min_p those with at least min_p times the likeliest one's probability. The filters apply in this order
+    to the distribution at the given temperature.
+
+    Raises UserError for an empty prompt, ids outside the vocabulary, settings out of range, sampling without `key`, and a text
+    longer than the model's positions where these are bounded.
+    """
+    prompt = jnp.asarray(prompt, jnp.int32)
+    lengths = jnp.full(prompt.shape[:1], prompt.shape[1]) if prompt_lengths is None else jnp.asarray(prompt_lengths)
+    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key)
+    key = jax.random.key(0) if key is None else key
+    filters = (top_k, top_p, min_p)
+    # Temperature is traced: trying another one does not recompile.
+    return _generate(lm, params, prompt, lengths, max_tokens, temperature > 0, jnp.float32(temperature), filters, key, eos, policy)
+
+
+def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key):
+    if prompt.ndim != 2:
+        raise UserError(f"the prompt must be [batch, time], found shape {prompt.shape}")
+    if prompt.shape[1] < 1 or int(lengths.min()) < 1:
+        raise UserError("the prompt is empty: at least one token is needed to go on from")
+    if int(lengths.max()) > prompt.shape[1]:
+        raise UserError(f"prompt_lengths go up to {int(lengths.max())} but the prompt has {prompt.shape[1]} columns")
+    inside = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
+    if bool(jnp.any(inside & ((prompt < 0) | (prompt >= lm.vocab_size)))):
+        raise UserError(f"the prompt holds token ids outside the vocabulary of {lm.vocab_size}")
+    if max_tokens < 1:
+        raise UserError(f"max_tokens must be at least 1, found {max_tokens}")
+    total = int(lengths.max()) + max_tokens
+    if lm.max_positions is not None and total > lm.max_positions:
+        raise UserError(f"prompt and generation need {total} positions; the model has max_positions={lm.max_positions}")
+    if temperature < 0:
+        raise UserError(f"temperature must be at least 0, found {temperature}")
+    if temperature > 0 and key is None:
+        raise UserError("sampling at a temperature above 0 needs key=jax.random.key(seed)")
+    if top_k is not None and not 1 <= top_k <= lm.vocab_size:
+        raise UserError(f"top_k must lie in 1..{lm.vocab_size}, found {top_k}")
+    for name, p in (("top_p", top_p), ("min_p", min_p)):
+        if p is not None and not 0 < p <= 1:
+            raise UserError(f"{name} must lie in (0, 1], found {p}")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 9, 10))
+def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters, key, eos, policy):
+    batch, t = prompt_BT.shape
+    ctx = Ctx(policy=policy)
+
+    def pick(logits_BV, step):
+        if not sampled:
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        logits_BV = keep(logits_BV / temperature, *filters)
+        return jax.random.categorical(jax.random.fold_in(key, step), logits_BV, axis=-1).astype(jnp.int32)
+
+    inside_BT = jnp.arange(t)[None] < lengths_B[:, None]
+    state = lm.init_state(batch, t + n, jnp.dtype(policy.compute))
+    prompt_ctx = Ctx(segment_ids=inside_BT.astype(jnp.int32), policy=policy)
+    x_BTD, state = lm.hidden(params, jnp.where(inside_BT, prompt_BT, 0), state, prompt_ctx)
+    last_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
+    token_B = pick(lm.logits(params, last_B1D)[:, 0], 0)
+
+    def more(carry):
+        step, _, _, _, done_B = carry
+        return (step < n) & ~jnp.all(done_B)
+
+    def advance(carry):
+        step, token_B, state, out_BN, done_B = carry
+        logits_B1V, state = lm.apply(params, token_B[:, None], state, ctx)
+        token_B = pick(logits_B1V[:, 0], step)
+        if eos is not None:
+            token_B = jnp.where(done_B, eos, token_B)
+            done_B = done_B | (token_B == eos)
+        out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, step))
+        return step + 1, token_B, state, out_BN, done_B
+
+    fill = 0 if eos is None else eos
+    out_BN = jnp.full((batch, n), fill, jnp.int32).at[:, 0].set(token_B)
+    done_B = jnp.zeros((batch,), bool) if eos is None else token_B == eos
+    return jax.lax.while_loop(more, advance, (jnp.int32(1), token_B, state, out_BN, done_B))[3]
+
+
+def keep(logits_BV: jax.Array, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None) -> jax.Array:
+    """Logits with the tokens that the filters exclude at -inf; the likeliest token always stays."""
+    if top_k is not None:
+        kth_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+    if top_p is not None:
+        sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+        p_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        # A token stays while the likelier ones together have not yet reached p.
+        inside_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < top_p
+        least_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    if min_p is not None:
+        floor_B1 = jnp.max(logits_BV, axis=-1, keepdims=True) + jnp.log(jnp.float32(min_p))
+        logits_BV = jnp.where(logits_BV < floor_B1, -jnp.inf, logits_BV)
+    return logits_BV

@@ -1,0 +1,263 @@
+"""Attention in blocks of queries: O(T) memory in the forward and the backward pass, with its own VJP.
+
+B batch, T time, S key time, H query heads, K kv heads, G query heads per kv head, C head dim, E value dim,
+N blocks of queries, R rows of a block (G x queries, so that a group of heads shares one matrix product with its keys),
+L keys that a block may see.
+
+A block of queries meets all the keys it may see at once: its scores are [R, L], and only the output and the logarithm of
+the softmax's denominator are kept. The backward pass computes the scores again (Dao et al. 2022, "FlashAttention"):
+
+    p = exp(s - lse)    dv = p^T do    ds = p * (do v^T - rowsum(do * o))    dq = ds k    dk = ds^T q
+
+Blocks that no query may see are left out when positions are implicit: keys after the diagonal, keys before the window.
+
+What matters for speed on a CPU, and costs other backends nothing: `dk` and `dv` are accumulated transposed, [C, L], so
+that the large operand of every product is read along its rows (XLA's CPU product takes five times longer otherwise); row
+indices are arrays, not reshaped iotas; and blocks of different key lengths are unrolled, at most `MAX_STRIPES` of them.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+QUERIES = 128  # queries of a block, at most
+MAX_STRIPES = 16  # pieces of the program with different key lengths; a stripe scans over its blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is static about a call. `implicit`: positions are indices, so that blocks can be skipped."""
+
+    causal: bool
+    window: int | None
+    scale: float
+    softcap: float | None
+    implicit: bool
+
+
+class Rows(NamedTuple):
+    """One block of queries and what decides which keys it sees: q [B, K, R, C], position [B or 1, R], segment [B, R]."""
+
+    q: jax.Array
+    position: jax.Array
+    segment: jax.Array | None
+
+
+class Keys(NamedTuple):
+    """Keys k [B, K, S, C], values v [B, K, S, E], position [B or 1, S], segment [B, S]."""
+
+    k: jax.Array
+    v: jax.Array
+    position: jax.Array
+    segment: jax.Array | None
+
+
+class Stripe(NamedTuple):
+    """Blocks [first, end) and the keys [start, start + length) of each; `starts` has one entry a block."""
+
+    first: int
+    end: int
+    starts: tuple[int, ...]
+    length: int
+
+
+def plan(t: int, s: int, options: Options, queries: int = QUERIES) -> tuple[int, list[Stripe]]:
+    """(queries per block, stripes) for T queries and S keys."""
+    n = -(-t // queries)
+    size = -(-t // n)
+    size = -(-size // 8) * 8 if n > 1 else size
+    n = -(-t // size)
+    if not options.implicit or not (options.causal or options.window):
+        return size, [Stripe(0, n, (0,) * n, s)]
+    if options.window and options.window + size < s:
+        # A band: every block sees equally many keys, further along each time.
+        length = options.window - 1 + size
+        starts = tuple(max(0, min(i * size - options.window + 1, s - length)) for i in range(n))
+        if n > MAX_STRIPES:
+            return size, [Stripe(0, n, starts, length)]
+        ends = (max(1, min(s, (i + 1) * size)) for i in range(n))
+        return size, [Stripe(i, i + 1, (a,), max(1, b - a)) for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
+    per = -(-n // MAX_STRIPES)
+    bounds = [(first, min(first + per, n)) for first in range(0, n, per)]
+    return size, [Stripe(a, b, (0,) * (b - a), min(s, b * size)) for a, b in bounds]
+
+
+def visible(rows: Rows, keys: Keys, options: Options) -> jax.Array:
+    """bool [B or 1, 1, R, L]: which keys each row sees."""
+    t_R1, s_1L = rows.position[:, None, :, None], keys.position[:, None, None, :]
+    see = jnp.ones((), bool)[None, None, None, None] if options.implicit else s_1L >= 0
+    if options.causal or options.window:
+        see = see & (s_1L <= t_R1)
+    if options.window:
+        see = see & (t_R1 - s_1L < options.window)
+    if rows.segment is not None:
+        s_seg = keys.segment[:, None, None, :]
+        see = see & (rows.segment[:, None, :, None] == s_seg) & (s_seg != 0)
+    return see
+
+
+def scores(rows: Rows, keys: Keys, options: Options) -> tuple[jax.Array, jax.Array | None]:
+    """(s, slope): float32 scores [B, K, R, L], -inf where nothing is seen, and the soft cap's derivative or None."""
+    s = jnp.einsum("bkrc,bklc->bkrl", rows.q, keys.k, preferred_element_type=jnp.float32)
+    slope = None
+    if options.softcap is not None:
+        tanh = jnp.tanh(s * (1 / options.softcap))
+        s, slope = tanh * options.softcap, 1 - tanh * tanh
+    return jnp.where(visible(rows, keys, options), s, -jnp.inf), slope
+
+
+def block_forward(rows: Rows, keys: Keys, options: Options) -> tuple[jax.Array, jax.Array]:
+    """(o [B, K, R, E], lse [B, K, R]) of one block; a row that sees nothing has o = 0 and lse = inf."""
+    s, _ = scores(rows, keys, options)
+    top = jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True))
+    top = jnp.where(top == -jnp.inf, 0.0, top)
+    p = jnp.exp(s - top)
+    total = jnp.sum(p, -1, keepdims=True)
+    seen = total > 0
+    o = jnp.einsum("bkrl,bkle->bkre", p.astype(keys.v.dtype), keys.v, preferred_element_type=jnp.float32)
+    o = o / jnp.where(seen, total, 1.0)
+    lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
+    return o.astype(keys.v.dtype), lse[..., 0]
+
+
+def block_backward(rows: Rows, keys: Keys, lse, delta, do, options: Options):
+    """(dq [B, K, R, C], dk [B, K, C, L], dv [B, K, E, L]) in float32; delta = rowsum(do * o)."""
+    f32 = dict(preferred_element_type=jnp.float32)
+    s, slope = scores(rows, keys, options)
+    p = jnp.exp(s - lse[..., None])
+    dp = jnp.einsum("bkre,bkle->bkrl", do, keys.v, **f32)
+    ds = p * (dp - delta[..., None])
+    ds = (ds if slope is None else ds * slope).astype(rows.q.dtype)
+    dv = jnp.einsum("bkrl,bkre->bkel", p.astype(do.dtype), do, **f32)
+    dk = jnp.einsum("bkrl,bkrc->bkcl", ds, rows.q, **f32)
+    dq = jnp.einsum("bkrl,bklc->bkrc", ds, keys.k, **f32)
+    return dq, dk, dv
+
+
+def blocks_of(x_BTHC, n: int, size: int, kv_heads: int):
+    """[B, T, H, C] -> [N, B, K, R, C]; T is padded with zeros."""
+    b, t, h, c = x_BTHC.shape
+    x = jnp.pad(x_BTHC, ((0, 0), (0, n * size - t), (0, 0), (0, 0)))
+    x = x.reshape(b, n, size, kv_heads, h // kv_heads, c).transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(n, b, kv_heads, h // kv_heads * size, c)
+
+
+def unblock(x_NBKRC, t: int, groups: int):
+    """The inverse of `blocks_of`: [N, B, K, R, C] -> [B, T, H, C]."""
+    n, b, k, r, c = x_NBKRC.shape
+    x = x_NBKRC.reshape(n, b, k, groups, r // groups, c).transpose(1, 0, 4, 2, 3, 5)
+    return x.reshape(b, n * (r // groups), k * groups, c)[:, :t]
+
+
+def row_ids(ids_BT, n: int, size: int, groups: int, fill: int):
+    """[B, T] -> [N, B, R]: the same number for each head of a group; T is padded with `fill`."""
+    b, t = ids_BT.shape
+    ids = jnp.pad(ids_BT, ((0, 0), (0, n * size - t)), constant_values=fill)
+    return jnp.tile(ids.reshape(b, n, size).transpose(1, 0, 2), (1, 1, groups))
+
+
+def prepare(q, k, v, positions, kv_positions, segments, kv_segments, options: Options):
+    """(stripes, size, rows with a leading block axis, keys) of the arrays of `attention`."""
+    t, s, kv_heads, groups = q.shape[1], k.shape[1], k.shape[2], q.shape[2] // k.shape[2]
+    size, stripes = plan(t, s, options)
+    n = stripes[-1].end
+    positions = jnp.arange(t)[None] if positions is None else positions
+    kv_positions = jnp.arange(s)[None] if kv_positions is None else kv_positions
+    scaled = (q.astype(jnp.float32) * options.scale).astype(q.dtype)
+    rows = Rows(
+        blocks_of(scaled, n, size, kv_heads),
+        row_ids(positions, n, size, groups, -1),
+        None if segments is None else row_ids(segments, n, size, groups, 0),
+    )
+    return stripes, size, rows, Keys(k.swapaxes(1, 2), v.swapaxes(1, 2), kv_positions, kv_segments)
+
+
+def cut(keys: Keys, start, length: int) -> Keys:
+    """The keys [start, start + length)."""
+    if isinstance(start, int):
+        stop = start + length
+        return Keys(
+            keys.k[:, :, start:stop], keys.v[:, :, start:stop], keys.position[:, start:stop],
+            None if keys.segment is None else keys.segment[:, start:stop],
+        )  # fmt: skip
+    take = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, length, axis)  # noqa: E731
+    segment = None if keys.segment is None else take(keys.segment, 1)
+    return Keys(take(keys.k, 2), take(keys.v, 2), take(keys.position, 1), segment)
+
+
+def add_at(total, part, start):
+    """total[..., start : start + length] += part."""
+    if isinstance(start, int):
+        return total.at[..., start : start + part.shape[-1]].add(part)
+    old = jax.lax.dynamic_slice_in_dim(total, start, part.shape[-1], total.ndim - 1)
+    return jax.lax.dynamic_update_slice_in_dim(total, old + part, start, total.ndim - 1)
+
+
+def over_blocks(body, carry, stripes, xs):
+    """`carry, y = body(carry, x, start, length)` over all blocks, unrolled over stripes, scanned within; y stacked."""
+    outs = []
+    for stripe in stripes:
+        mine = jax.tree.map(lambda x, a=stripe.first, b=stripe.end: x[a:b], xs)
+        same = len(set(stripe.starts)) == 1
+        if stripe.end - stripe.first == 1:
+            x = jax.tree.map(lambda x: x[0], mine)
+            if outs:
+                x, carry, outs[-1] = jax.lax.optimization_barrier((x, carry, outs[-1]))
+            carry, y = body(carry, x, stripe.starts[0], stripe.length)
+            outs.append(jax.tree.map(lambda a: a[None], y))
+            continue
+
+        def step(carry, x_start, stripe=stripe, same=same):
+            x, start = x_start
+            return body(carry, x, stripe.starts[0] if same else start, stripe.length)
+
+        carry, y = jax.lax.scan(step, carry, (mine, np.asarray(stripe.starts, np.int32)))
+        outs.append(y)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def attention_block(q, k, v, positions, kv_positions, segments, kv_segments, options: Options):
+    """o [B, T, H, E]; see `jaxeff.ops.attention.attention`. Positions and segments are int arrays or None."""
+    return forward(q, k, v, positions, kv_positions, segments, kv_segments, options)[0]
+
+
+def forward(q, k, v, positions, kv_positions, segments, kv_segments, options: Options):
+    """(o, residuals)."""
+    stripes, _, rows, keys = prepare(q, k, v, positions, kv_positions, segments, kv_segments, options)
+
+    def body(carry, rows, start, length):
+        return carry, block_forward(rows, cut(keys, start, length), options)
+
+    _, (o, lse) = over_blocks(body, (), stripes, rows)
+    o = unblock(o, q.shape[1], q.shape[2] // k.shape[2])
+    return o, (q, k, v, positions, kv_positions, segments, kv_segments, o, lse)
+
+
+def backward(options: Options, residuals, do):
+    """Cotangents of q, k and v; none for the integers."""
+    q, k, v, positions, kv_positions, segments, kv_segments, o, lse = residuals
+    stripes, size, rows, keys = prepare(q, k, v, positions, kv_positions, segments, kv_segments, options)
+    (b, t, h, _), (_, s, kv_heads, c), e = q.shape, k.shape, v.shape[-1]
+    n = stripes[-1].end
+    delta_BTH1 = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True)
+    delta = blocks_of(delta_BTH1, n, size, kv_heads)[..., 0]
+    do = blocks_of(do, n, size, kv_heads)
+
+    def body(carry, x, start, length):
+        rows, lse, delta, do = x
+        dq, dk, dv = block_backward(rows, cut(keys, start, length), lse, delta, do, options)
+        return (add_at(carry[0], dk, start), add_at(carry[1], dv, start)), dq
+
+    zero = lambda width: jnp.zeros((b, kv_heads, width, s), jnp.float32)  # noqa: E731
+    (dk, dv), dq = over_blocks(body, (zero(c), zero(e)), stripes, (rows, lse, delta, do))
+    dq = unblock(dq, t, h // kv_heads) * options.scale
+    back = lambda x, like: x.transpose(0, 3, 1, 2).astype(like.dtype)  # noqa: E731
+    return dq.astype(q.dtype), back(dk, k), back(dv, v), None, None, None, None
+
+
+attention_block.defvjp(forward, backward)

@@ -1,0 +1,183 @@
+"""Checkpoints of a run, by Orbax: asynchronous, atomic, sharded; the newest few and the best are kept.
+
+    DIR/checkpoints/<step>/     one checkpoint: the state as flat path -> array, and a JSON record (data position, tokens, ...)
+    DIR/damaged/<step>          what could not be read, moved aside
+
+A checkpoint carries a checksum of its state, computed on the device as a sum of bits: independent of the mesh, and cheap
+enough to verify at every restore.
+"""
+
+import contextlib
+import errno
+import functools
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxeff.core.errors import UserError
+from jaxeff.core.tree import paths
+from jaxeff.train.state import State
+
+FOLDER, DAMAGED = "checkpoints", "damaged"
+# What the operating system's refusals look like when they arrive inside another library's message.
+REFUSALS = {
+    errno.ENOSPC: ("no space left on device", "resource_exhausted: disk", "enospc"),
+    errno.EDQUOT: ("disk quota exceeded",),
+    errno.EROFS: ("read-only file system", "erofs"),
+    errno.EACCES: ("permission denied", "eacces"),
+}
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. `read_only` neither creates nor tidies anything: for evaluation beside a running job."""
+
+    def __init__(self, workdir, keep: int = 2, read_only: bool = False):
+        self.folder = Path(workdir).absolute() / FOLDER
+        self.read_only = read_only
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        best = BestN(get_metric_fn=_badness, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            best_fn=_badness,  # without it Orbax does not write the metrics
+            best_mode="min",
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            step_format_fixed_length=8,
+        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+        with refusals(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def steps(self) -> list[int]:
+        """Steps of which there is a checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: State, record: dict[str, Any], metrics: dict[str, float] | None = None):
+        """Starts writing; returns once the arrays are copied, before they are on disk.
+
+        record: JSON-able. metrics: evaluation at this very step, if any. Raises UserError when an earlier write was refused by the
+        file system.
+        """
+        leaves = paths(state)
+        record = record | {"checksum": int(_checksum(state))}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record))
+        with refusals(self.folder):
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
+        """State and record of one checkpoint, laid out as `abstract` says, whatever mesh wrote it.
+
+        Raises ValueError when its checksum is another; whatever Orbax raises when it cannot be read.
+        """
+        target = paths(abstract)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=args)
+        leaves = [found["state"][path] for path in target]
+        # Copied into buffers of our own: the step gives its input's buffers away.
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [jnp.copy(leaf) for leaf in leaves])
+        record = dict(found["record"])
+        if record.pop("checksum") != int(_checksum(state)):
+            raise ValueError("its checksum is wrong")
+        return state, record
+
+    def restore_latest(self, abstract: State, note=None) -> tuple[int, State, dict[str, Any]] | None:
+        """(step, state, record) of the newest readable checkpoint; None when there is none at all.
+
+        A damaged one is moved aside and named through `note`. Raises UserError when all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, *self.restore(abstract, step)
+            except (KeyboardInterrupt, MemoryError, UserError):
+                raise
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+                if note is not None:
+                    note(f"checkpoint {self._name(step)} is damaged ({reason}); trying the one before it")
+                self._set_aside(step)
+        if steps:
+            raise UserError(f"no checkpoint in {self.folder} can be read; start again in an empty folder")
+        return None
+
+    def best(self) -> int | None:
+        """The step with the lowest bits per byte among the checkpoints kept."""
+        scores = {step: (self._manager.metrics(step) or {}).get("bits_per_byte") for step in self.steps()}
+        scores = {step: score for step, score in scores.items() if score is not None}
+        return min(scores, key=scores.get) if scores else None
+
+    def wait(self):
+        """Returns when everything is on disk. Raises UserError when the file system refused it."""
+        with refusals(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self):
+        """Waits, then stops the writing threads."""
+        with refusals(self.folder):
+            self._manager.close()
+
+    def _name(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"
+
+    def _set_aside(self, step: int):
+        if self.read_only:
+            return
+        with refusals(self.folder):
+            target = self.folder.parent / DAMAGED / f"{step:08d}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            self._name(step).rename(target)
+            self._manager.reload()
+
+
+def _badness(metrics: dict[str, float]) -> float:
+    return metrics["bits_per_byte"]
+
+
+@jax.jit
+def _checksum(tree) -> jax.Array:
+    """uint32 sum of all bits, weighted by leaf; addition modulo 2**32 does not care how arrays are cut into shards."""
+
+    def bits(x):
+        if x.dtype.itemsize == 1:
+            return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint8).astype(jnp.uint32), dtype=jnp.uint32)
+        words = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+        return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+
+    sums = [bits(leaf) * np.uint32(2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(tree))]
+    return functools.reduce(jnp.add, sums)
+
+
+@contextlib.contextmanager
+def refusals(place):
+    """Turns the file system's refusals (full, read-only, not permitted), in whatever wrapping, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        found = refusal(error)
+        if found is None:
+            raise
+        raise UserError(f"cannot write to {place}: {found}") from error
+
+
+def refusal(error: BaseException | None) -> str | None:
+    """What the file system said no to, or None when the error is of another kind."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (*REFUSALS, errno.ENOTDIR, errno.EFBIG):
+            return error.strerror.lower()
+        text = str(error).lower()
+        for signs in REFUSALS.values():
+            if any(sign in text for sign in signs):
+                return signs[0]
+        error = error.__cause__ or error.__context__
+    return None

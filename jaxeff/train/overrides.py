@@ -1,0 +1,228 @@
+"""`--set a.b.0.c=value`: the one way to change a config from outside its file, typed by the annotations.
+
+int, float, bool, str, Literal, None for optional fields, tuples (`a,b` or `[1, 2]`; items by index), nested dataclasses, a
+dataclass of a union by its name (`data.source=grammar`), and mixers by registry name (`model.pattern.0.mixer=linear`).
+
+All overrides of one call are applied together, so that their order does not matter and only the final values must fit
+each other.
+"""
+
+import ast
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, Union
+
+from jaxeff.core.errors import UserError, lookup, nearest
+from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
+from jaxeff.models.block import Block
+
+# Fields that hold any class of a registry; their annotation cannot list them.
+REGISTRIES = {(Block, "mixer"): MIXERS, (Block, "mlp"): CHANNEL_MIXERS}
+
+
+@dataclasses.dataclass
+class _Change:
+    """What is to happen at one place of the tree: a new value, changes further down, or both in this order."""
+
+    text: str | None = None
+    inner: dict[str, "_Change"] = dataclasses.field(default_factory=dict)
+
+
+def override(experiment, assignments: Iterable[str]):
+    """`experiment` with each `path=value` applied; a later assignment to the same path wins.
+
+    Raises UserError for an unknown path (with the nearest names), a value of the wrong type, and values that do not fit
+    each other.
+    """
+    root = _Change()
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        path = path.strip()
+        if not equals or not path:
+            raise UserError(f"--set {assignment}: expected path=value, such as train.steps=100")
+        change = root
+        for name in path.split("."):
+            change = change.inner.setdefault(name, _Change())
+        change.text = text.strip()
+    return _apply(experiment, root, type(experiment), "", experiment)
+
+
+def _apply(old, change: _Change, kind, path: str, root, registry=None):
+    value = old if change.text is None else _parse(change.text, kind, path, registry)
+    if not change.inner:
+        return value
+    if isinstance(value, str) and Block in _options(kind):
+        # A mixer's name stands for a Block of it.
+        value = Block(lookup(MIXERS, value, "mixer")())
+    if isinstance(value, tuple):
+        return _apply_items(value, change, kind, path, root)
+    if not dataclasses.is_dataclass(value):
+        raise UserError(f"--set {path}.{next(iter(change.inner))}: {path} is {value!r} and has no fields")
+    hints, names = typing.get_type_hints(type(value)), [f.name for f in dataclasses.fields(value) if f.init]
+    new = {}
+    for name, inner in change.inner.items():
+        here = f"{path}.{name}" if path else name
+        if name not in names:
+            raise UserError(f"--set {here}: {type(value).__name__} has no field {name!r}; {_suggest(name, names, root)}")
+        known = REGISTRIES.get((type(value), name))
+        new[name] = _apply(getattr(value, name), inner, hints[name], here, root, known)
+    try:
+        return dataclasses.replace(value, **new)
+    except ValueError as error:
+        given = ", ".join(f"{path}.{name}".lstrip(".") for name in new)
+        raise UserError(f"--set {given}: {error}") from None
+
+
+def _apply_items(value: tuple, change: _Change, kind, path: str, root):
+    items = list(value)
+    for name, inner in change.inner.items():
+        if not name.isdecimal() or int(name) >= len(items):
+            places = f"0..{len(items) - 1}" if items else "none, it is empty"
+            raise UserError(f"--set {path}.{name}: {path} has {len(items)} items; indices: {places}")
+        i = int(name)
+        items[i] = _apply(items[i], inner, _item_kind(kind, i), f"{path}.{name}", root)
+    return tuple(items)
+
+
+def _suggest(name: str, names, root) -> str:
+    hint = nearest(name, names)
+    if hint.startswith("known"):
+        # Not near any field here: perhaps it is the end of a path elsewhere.
+        ends = [p for p in paths(root) if p.rpartition(".")[2] == name]
+        return f"did you mean {' or '.join(map(repr, ends[:3]))}?" if ends else hint
+    return hint
+
+
+def paths(value, prefix: str = "") -> list[str]:
+    """All dotted paths that can be set in a config."""
+    if isinstance(value, tuple):
+        entries = [(str(i), item) for i, item in enumerate(value)]
+    elif dataclasses.is_dataclass(value):
+        entries = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init]
+    else:
+        return []
+    found = []
+    for name, item in entries:
+        here = f"{prefix}.{name}" if prefix else name
+        found += [here, *paths(item, here)]
+    return found
+
+
+def _options(kind) -> tuple:
+    """The alternatives of an annotation."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _item_kind(kind, i: int):
+    for option in _options(kind):
+        if typing.get_origin(option) is tuple:
+            args = typing.get_args(option)
+            return args[0] if args[1:] == (Ellipsis,) else args[i]
+    return Any
+
+
+class _Mistyped(Exception):
+    """A text that an annotation does not allow; the argument says what it does allow."""
+
+
+def _parse(text: str, kind, path: str, registry=None):
+    if registry is not None:
+        if text.lower() == "none":
+            return None
+        try:
+            return lookup(registry, text, "mixer")()
+        except UserError as error:
+            raise UserError(f"--set {path}={text}: {error}") from None
+    wanted, names = [], []
+    # Strings accept everything, so they come last.
+    for option in sorted(_options(kind), key=lambda option: option is str):
+        try:
+            return _parse_one(text, option)
+        except _Mistyped as mistyped:
+            wanted.append(mistyped.args[0])
+            names += mistyped.args[1:]
+    hint = f"; {nearest(text, names)}" if names else ""
+    raise UserError(f"--set {path}={text}: expected {' or '.join(dict.fromkeys(wanted))}, found {text!r}{hint}")
+
+
+def _parse_one(text: str, kind):
+    origin = typing.get_origin(kind)
+    if kind is Any or kind is str:
+        return text
+    if kind in (None, type(None)):
+        return _choose(text, {"none": None, "null": None}, "none")
+    if kind is bool:
+        return _choose(text, {"true": True, "false": False, "1": True, "0": False}, "true or false")
+    if kind is int:
+        if not re.fullmatch(r"[+-]?\d[\d_]*", text):
+            raise _Mistyped("an integer")
+        return int(text)
+    if kind is float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _Mistyped("a number") from None
+        if not math.isfinite(value):
+            raise _Mistyped("a finite number")
+        return value
+    if origin is Literal:
+        choices = {str(choice): choice for choice in typing.get_args(kind)}
+        if text not in choices:
+            raise _Mistyped(f"one of {', '.join(choices)}", *choices)
+        return choices[text]
+    if origin is tuple:
+        return _parse_tuple(text, typing.get_args(kind))
+    if dataclasses.is_dataclass(kind):
+        return _parse_class(text, kind)
+    raise _Mistyped(f"a {getattr(kind, '__name__', kind)}, which the command line cannot give")
+
+
+def _choose(text: str, choices: dict, wanted: str):
+    if text.lower() not in choices:
+        raise _Mistyped(wanted)
+    return choices[text.lower()]
+
+
+def _parse_tuple(text: str, kinds: tuple):
+    if text[:1] in ("(", "["):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise _Mistyped("a list such as [1, 2]") from None
+        parts = [str(item) for item in (value if isinstance(value, (tuple, list)) else (value,))]
+    else:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+    if kinds[1:] == (Ellipsis,):
+        kinds = kinds[:1] * len(parts)
+    if len(parts) != len(kinds):
+        raise _Mistyped(f"a list of {len(kinds)} items")
+    return tuple(_parse_item(part, kind) for part, kind in zip(parts, kinds, strict=True))
+
+
+def _parse_item(text: str, kind):
+    wanted = []
+    # A mixer's name in a pattern stays a name: the model makes the block.
+    for option in sorted(_options(kind), key=lambda option: option is str):
+        try:
+            return _parse_one(text, option)
+        except _Mistyped as mistyped:
+            wanted.append(mistyped.args[0])
+    raise _Mistyped("a list of " + " or ".join(wanted))
+
+
+def _parse_class(text: str, kind: type):
+    def plain(name):
+        return name.replace("_", "").replace("-", "").lower()
+
+    name = kind.__name__
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    if plain(text) != plain(name):
+        raise _Mistyped(snake, snake)
+    try:
+        return kind()
+    except (TypeError, ValueError) as error:
+        raise _Mistyped(f"{snake} with its fields ({error})") from None

@@ -1,0 +1,162 @@
+"""One optimizer step, jitted with explicit shardings and donation. B batch, T time, A micro-batches.
+
+The compiled step is a function of (experiment minus learning rate, seed, number of steps): these three are values in the
+state. `make_step` returns the same functions for two experiments that differ in nothing else.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxeff.core.errors import UserError
+from jaxeff.core.sharding import batch_sharding
+from jaxeff.mixers.base import Ctx
+from jaxeff.train.experiment import Experiment
+from jaxeff.train.optim import Optim, optimizer, schedule
+from jaxeff.train.state import State, init_state, state_shardings
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+class Step(NamedTuple):
+    """init(seed, lr, steps) -> state; step(state, batch) -> (state, metrics), state donated. abstract: the state's shapes
+    with their shardings, which is what a checkpoint is restored into. mesh: where they live."""
+
+    init: Callable[..., State]
+    step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+    abstract: State
+    mesh: Any
+
+
+def make_step(experiment: Experiment, mesh=None) -> Step:
+    """The jitted functions of an experiment on `mesh` (by default its own).
+
+    Raises UserError when the batch is not divisible by the mesh's data axes times the accumulation.
+    """
+    mesh = experiment.mesh.make() if mesh is None else mesh
+    check_batch(experiment, mesh)
+    optim = dataclasses.replace(experiment.optim, lr=0.0)
+    train = experiment.train
+    return _make_step(experiment.model, experiment.objective, optim, train.accumulate, experiment.policy, mesh)
+
+
+def start(experiment: Experiment, step: Step) -> State:
+    """The experiment's initial state."""
+    lr, steps, seed = experiment.optim.lr, experiment.train.steps, experiment.seed
+    return step.init(jnp.uint32(seed), jnp.float32(lr), jnp.int32(steps))
+
+
+def check_batch(experiment: Experiment, mesh):
+    """Raises UserError when a micro-batch cannot be spread evenly over the mesh and the processes."""
+    batch, accumulate = experiment.data.batch_size, experiment.train.accumulate
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % (accumulate * shards):
+        raise UserError(
+            f"data.batch_size={batch} is not divisible by train.accumulate={accumulate} x mesh data={mesh.shape['data']}"
+            f" x fsdp={mesh.shape['fsdp']}; the nearest that is: {_nearest_multiple(batch, accumulate * shards)}"
+        )
+    if batch % jax.process_count():
+        raise UserError(f"data.batch_size={batch} is not divisible by {jax.process_count()} processes")
+
+
+def _nearest_multiple(n: int, k: int) -> int:
+    return max(k, round(n / k) * k)
+
+
+def put(batch, mesh):
+    """A process's rows of a batch as global arrays, rows spread over the data axes."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+@functools.lru_cache(maxsize=32)
+def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) -> Step:
+    specs = model.specs()
+    tx, share = optimizer(optim, specs), schedule(optim)
+    ctx = Ctx(policy=policy, mesh=mesh if mesh.size > 1 else None)
+    dtype = jnp.dtype(policy.param)
+
+    def fresh(seed, lr, steps):
+        scaled = policy.compute == "float16"
+        return init_state(specs, tx, ema=optim.ema is not None, scaled=scaled, dtype=dtype, seed=seed, lr=lr, steps=steps)
+
+    def gradients(params, scale, batch):
+        """(loss, gradients, number of targets, new loss scale)."""
+
+        def f(params):
+            return objective.loss(model, params, batch, ctx)
+
+        if scale is None:
+            (loss, metrics), grads = jax.value_and_grad(f, has_aux=True)(params)
+        else:
+            scale, _, (loss, metrics), grads = scale.value_and_grad(f, has_aux=True)(params)
+        return loss, jax.tree.map(lambda g: g.astype(policy.reduce), grads), metrics["n_targets"], scale
+
+    def accumulated(params, scale, batch):
+        """`gradients` of the whole batch, in micro-batches weighted by their numbers of targets."""
+        parts = jax.tree.map(functools.partial(_micro, n=accumulate, ctx=ctx), batch)
+
+        def add(carry, part):
+            loss, grads, n, scale = carry
+            loss_i, grads_i, n_i, scale = gradients(params, scale, part)
+            return (loss + n_i * loss_i, jax.tree.map(lambda g, gi: g + n_i.astype(g.dtype) * gi, grads, grads_i), n + n_i, scale), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, policy.reduce), params)
+        (loss, grads, n, scale), _ = jax.lax.scan(add, (jnp.float32(0), zeros, jnp.float32(0), scale), parts)
+        total = jnp.maximum(n, 1.0)
+        return loss / total, jax.tree.map(lambda g: g / total.astype(g.dtype), grads), n, scale
+
+    def step(state: State, batch):
+        loss, grads, n, scale = (gradients if accumulate == 1 else accumulated)(state.params, state.scale, batch)
+        grad_norm = optax.global_norm(grads).astype(jnp.float32)
+        lr = state.lr * share(state.step + 1, state.steps)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = jax.tree.map(lambda p, u: p - lr.astype(p.dtype) * u.astype(p.dtype), state.params, updates)
+        # A step with a non-finite loss or gradient changes nothing but the counters.
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        params, opt = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (params, opt), (state.params, state.opt))
+        average = None if state.ema is None else _average(optim.ema, state, params, ok)
+        failed = (~ok).astype(jnp.int32)
+        new = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            opt=opt,
+            ema=average,
+            scale=scale,
+            skipped=state.skipped + failed,
+            bad=(state.bad + 1) * failed,
+        )
+        metrics = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "n_targets": n, "skipped": new.skipped, "bad": new.bad}
+        return new, metrics
+
+    scalars = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = jax.eval_shape(fresh, *scalars)
+    laid = state_shardings(shapes, specs, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return Step(
+        init=jax.jit(fresh, out_shardings=laid),
+        step=jax.jit(step, in_shardings=(laid, batch_sharding(mesh)), out_shardings=(laid, replicated), donate_argnums=0),
+        abstract=abstract,
+        mesh=mesh,
+    )
+
+
+def _micro(x: jax.Array, n: int, ctx: Ctx) -> jax.Array:
+    """[B, ...] -> [A, B / A, ...]. Row j goes to micro-batch j mod A, so that each device keeps its own rows."""
+    x = x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
+    return ctx.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+
+def _average(decay: float, state: State, params, ok):
+    # The average follows closely at first: its decay rises to `decay` as (1 + t) / (10 + t).
+    t = state.step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda a, p: jnp.where(ok, d.astype(a.dtype) * a + (1 - d).astype(a.dtype) * p, a), state.ema, params)

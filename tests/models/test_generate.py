@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxeff
+from jaxeff.core.errors import UserError
+from jaxeff.mixers import GQA
+from jaxeff.models import LM, Block, generate
+from jaxeff.models.generate import keep
+
+KEY = jax.random.key(0)
+PROMPT = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [5, 0, 0, 0, 0]])
+LENGTHS = np.array([5, 3, 1])
+MODELS = {name: LM(11, d_model=16, pattern=(name,), repeats=2) for name in ("gqa", "window", "linear")}
+
+
+def parameters(lm):
+    # Larger embeddings spread the logits, so that an argmax is never a matter of rounding.
+    params = jaxeff.init(lm.specs(), KEY)
+    return params | {"embed": params["embed"] * 50}
+
+
+def greedy_by_hand(lm, params, row, n):
+    forward = jax.jit(lm.apply)
+    row = list(row)
+    for _ in range(n):
+        padded = jnp.array([row + [0] * (24 - len(row))])
+        row.append(int(jnp.argmax(forward(params, padded)[0][0, len(row) - 1])))
+    return row[-n:]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_is_the_argmax_of_the_full_forward_for_ragged_prompts(name):
+    lm = MODELS[name]
+    params = parameters(lm)
+    out = generate(lm, params, PROMPT, 8, prompt_lengths=LENGTHS)
+    for row, prompt, length in zip(out, PROMPT, LENGTHS, strict=True):
+        assert row.tolist() == greedy_by_hand(lm, params, prompt[:length], 8)
+
+
+def test_a_row_is_filled_after_its_end():
+    lm = MODELS["gqa"]
+    params = parameters(lm)
+    free = generate(lm, params, PROMPT, 8, prompt_lengths=LENGTHS)
+    eos = int(free[0, 2])
+    out = generate(lm, params, PROMPT, 8, prompt_lengths=LENGTHS, eos=eos)
+    for ended, row in zip(out.tolist(), free.tolist(), strict=True):
+        end = row.index(eos) if eos in row else 8
+        assert ended[:end] == row[:end] and set(ended[end:]) <= {eos}
+
+
+def test_sampling_follows_the_key_and_the_distribution():
+    lm = MODELS["gqa"]
+    params = jaxeff.init(lm.specs(), KEY)
+    one = generate(lm, params, PROMPT, 4, temperature=1.0, key=jax.random.key(5))
+    assert jnp.array_equal(one, generate(lm, params, PROMPT, 4, temperature=1.0, key=jax.random.key(5)))
+    assert not jnp.array_equal(one, generate(lm, params, PROMPT, 4, temperature=1.0, key=jax.random.key(6)))
+    many = generate(lm, params, np.tile(PROMPT[:1], (2000, 1)), 1, temperature=2.0, key=KEY)[:, 0]
+    expected = jax.nn.softmax(lm.apply(params, jnp.asarray(PROMPT[:1]))[0][0, -1] / 2.0)
+    found = jnp.bincount(many, length=11) / 2000
+    # Standard error of a share is at most sqrt(0.25 / 2000) = 0.011; four of them.
+    assert jnp.max(jnp.abs(found - expected)) < 0.045
+
+
+def test_sampling_settings_that_leave_one_token_are_greedy():
+    lm = MODELS["linear"]
+    params = parameters(lm)
+    greedy = generate(lm, params, PROMPT, 6)
+    for setting in (dict(top_k=1), dict(top_p=1e-6), dict(min_p=1.0)):
+        assert jnp.array_equal(greedy, generate(lm, params, PROMPT, 6, temperature=0.7, key=KEY, **setting))
+
+
+def test_filters():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+
+    def kept(**setting):
+        return jnp.isfinite(keep(logits, **setting))[0].tolist()
+
+    assert kept(top_k=2) == [True, True, False, False]
+    assert kept(top_p=0.6) == [True, True, False, False]
+    assert kept(top_p=0.5) == [True, False, False, False]
+    assert kept(top_p=1.0) == [True] * 4
+    assert kept(min_p=0.2) == [True, True, True, False]
+    assert kept(top_k=3, min_p=0.5) == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(prompt=np.zeros((1, 0), int)), "prompt is empty"),
+        (dict(prompt=np.array([[11]])), "outside the vocabulary of 11"),
+        (dict(max_tokens=0), "max_tokens must be at least 1"),
+        (dict(temperature=0.5), "needs key"),
+        (dict(temperature=-1.0), "at least 0"),
+        (dict(top_k=12), r"top_k must lie in 1\.\.11"),
+        (dict(top_p=0.0), "top_p must lie in"),
+        (dict(prompt_lengths=np.array([7, 1, 1])), "prompt_lengths go up to 7"),
+    ],
+)
+def test_bad_settings(change, message):
+    lm = MODELS["gqa"]
+    with pytest.raises(UserError, match=message):
+        generate(lm, parameters(lm), **(dict(prompt=PROMPT, max_tokens=4) | change))
+
+
+def test_a_text_longer_than_the_models_positions():
+    lm = LM(11, d_model=16, pattern=(Block(GQA(rope=None)),), repeats=1, max_positions=8)
+    params = jaxeff.init(lm.specs(), KEY)
+    assert generate(lm, params, PROMPT, 3).shape == (3, 3)
+    with pytest.raises(UserError, match="need 9 positions; the model has max_positions=8"):
+        generate(lm, params, PROMPT, 4)
