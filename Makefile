@@ -2,6 +2,7 @@
 # make test       ruff and pytest
 # make lint       ruff alone
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
+# make docs       the pages of docs/ as a site in site/
 # make clean      removes environments, caches and builds; keeps runs/
 #
 # PYTHON=python3.12 chooses the interpreter; without it an existing .venv is used as it is, else python3.
@@ -10,7 +11,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test lint env bench-env clean check-python
+.PHONY: ablation test lint env bench-env docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -61,6 +62,10 @@ bench-env: .venv-bench/stamp
 	@.venv-bench/bin/python -m pip install --quiet transformers
 	@touch .venv-bench/stamp
 
+docs: $(STAMP)
+	@$(VENV) -m pip install --quiet --editable ".[docs]"
+	@$(VENV) -m mkdocs build --quiet
+
 check-python:
 	@[ -n "$(VERSION)" ] || { echo "PYTHON=$(PYTHON) does not run; name one that does: make PYTHON=python3.12" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -69,4 +74,4 @@ check-python:
 	  echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv) or name another PYTHON" >&2; exit 2; }
 
 clean:
-	rm -rf .venv .venv-bench .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-bench .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info

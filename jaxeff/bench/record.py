@@ -65,7 +65,7 @@ def show(entry: Mapping[str, Any], file=None) -> None:
 
     console = Console(file=file or sys.stdout, highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 160  # a log keeps whole tables
+        console.width = 240  # a log keeps whole tables
     if entry["rows"]:
         table = Table(title=f"jaxeff bench {entry['name']}", title_justify="left")
         columns = list(dict.fromkeys(key for row in entry["rows"] for key in row))

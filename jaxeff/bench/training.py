@@ -7,12 +7,11 @@ for a request while we step, and we wait while it steps, so that neither disturb
 import contextlib
 import dataclasses
 
-import jax
 import numpy as np
 
 from jaxeff.bench.peer import Peer
 from jaxeff.bench.record import record
-from jaxeff.bench.timing import alternate, matmul_peak, seconds, summary
+from jaxeff.bench.timing import MATMUL, alternate, matmul_clock, seconds, summary
 from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.precision import POLICIES
 from jaxeff.core.spec import count
@@ -70,43 +69,50 @@ def train(sizes: str = "256x4,1024x1", d_model: str = "256", dtype: str = "float
     default $JAXEFF_PEER_PYTHON, else .venv-bench/bin/python, which `make bench-env` makes.
     """
     lookup(POLICIES, dtype, "dtype")
-    peak = matmul_peak(dtype=dtype)
+    asked = [Size(width, *_pair(text)) for width in _numbers(d_model) for text in sizes.split(",")]
     rows, versions = [], {}
     with contextlib.nullcontext() if peer == "none" else Peer(peer, peer_python) as other:
-        peer_peak = other and other.ask(do="matmul", n=1024, dtype=dtype)["flops_per_second"]
-        for width in _numbers(d_model):
-            for size in (Size(width, *_pair(text)) for text in sizes.split(",")):
-                row, versions = compare(size, dtype, other, rounds, peak, peer_peak)
-                rows.append(row)
+        for size in asked:
+            row, versions = compare(size, dtype, other, rounds)
+            rows.append(row)
     worst = min(rows, key=lambda row: row.get("ratio", 0.0))
     return record("train", ours=worst["ours_ms"], peer=worst.get("peer_ms"), unit="ms per step", ratio=worst.get("ratio"),
-                  rows=rows, dtype=dtype, rounds=rounds, matmul_gflops=peak / 1e9,
-                  peer_matmul_gflops=peer_peak and peer_peak / 1e9, peer_versions=versions,
+                  rows=rows, dtype=dtype, rounds=rounds, peer_versions=versions,
                   meaning="the peer's time over ours, medians, at the size where it is least; above 1 we are ahead")
 
 
-def compare(size: Size, dtype: str, other: Peer | None, rounds: int, peak: float, peer_peak: float | None):
-    """(a row of the table, the peer's versions)."""
-    clocks, versions = {"ours": step_clock(size, dtype)}, {}
+def compare(size: Size, dtype: str, other: Peer | None, rounds: int) -> tuple[dict, dict]:
+    """(a row of the table, the peer's versions). Shares are of the matrix product's speed measured in the same rounds."""
+    clocks, versions = {"step": step_clock(size, dtype), "matmul": matmul_clock(dtype)}, {}
     if other is not None:
         answer = other.ask(do="setup", name="llama", dtype=dtype, n_heads=size.n_heads, n_kv_heads=size.n_kv_heads,
                            d_hidden=size.d_hidden, **dataclasses.asdict(size))
         versions = answer["versions"]
         if answer["n_params"] != count(size.lm.specs()):
             raise AssertionError(f"{size}: the peer has {answer['n_params']} parameters, we {count(size.lm.specs())}")
-        clocks["peer"] = lambda: other.ask(do="step", name="llama")["seconds"]
+        clocks["peer step"] = lambda: other.ask(do="step", name="llama")["seconds"]
+        clocks["peer matmul"] = lambda: other.ask(do="matmul", n=MATMUL, dtype=dtype)["seconds"]
     times = summary(alternate(clocks, rounds, warmup=2))
-    (ours, ours_least), row = times["ours"], {"size": str(size)}
-    row |= {"ours_ms": 1e3 * ours, "ours_least_ms": 1e3 * ours_least}
     if other is not None:
-        theirs, theirs_least = times["peer"]
-        row |= {"peer_ms": 1e3 * theirs, "peer_least_ms": 1e3 * theirs_least, "ratio": theirs / ours,
-                "ratio_of_least": theirs_least / ours_least}
-    row["peak_share"] = size.flops / ours_least / peak
-    if other is not None:
-        row["peer_peak_share"] = size.flops / theirs_least / peer_peak
         other.ask(do="drop", name="llama")
-    return row, versions
+    return _row(size, times), versions
+
+
+def _row(size: Size, times: dict[str, tuple[float, float]]) -> dict:
+    def share(prefix: str) -> float:
+        return size.flops / times[prefix + "step"][1] * times[prefix + "matmul"][1] / (2 * MATMUL**3)
+
+    ours, least = times["step"]
+    row = {"size": str(size), "ours_ms": 1e3 * ours, "ours_least_ms": 1e3 * least}
+    if "peer step" in times:
+        peer, peer_least = times["peer step"]
+        row |= {"peer_ms": 1e3 * peer, "peer_least_ms": 1e3 * peer_least, "ratio": peer / ours,
+                "ratio_of_least": peer_least / least}
+    row |= {"matmul_gflops": 2e-9 * MATMUL**3 / times["matmul"][1], "share_of_matmul": share("")}
+    if "peer step" in times:
+        row |= {"peer_matmul_gflops": 2e-9 * MATMUL**3 / times["peer matmul"][1],
+                "peer_share_of_matmul": share("peer ")}
+    return row
 
 
 def step_clock(size: Size, dtype: str):

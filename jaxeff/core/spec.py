@@ -8,13 +8,14 @@ parameter, or changing the mesh, leaves every other initial value as it was.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
-from zlib import crc32
 
 from jaxeff.core.tree import map_with_path
 
@@ -126,17 +127,26 @@ class Spec:
         return math.prod(self.shape)
 
 
-def init(specs, key: jax.Array, dtype=jnp.float32):
+def init(specs, key: jax.Array, dtype=jnp.float32, shardings=None):
     """Initial values for a tree of Specs; each depends on `key` and its own path only.
 
-    Under `jax.jit` with sharded outputs the values are bit-equal on any mesh.
+    shardings: a matching tree of shardings, or None; the values are bit-equal on any mesh, and no device ever holds more than
+    its shards. Each distinct declaration is compiled once, however many paths, models or calls share it.
     """
 
-    def one(path: str, spec: Spec):
+    def one(path: str, spec: Spec, sharding=None):
         path_key = jax.random.fold_in(key, crc32(path.encode()))
-        return spec.init(path_key, spec.shape, spec.dtype or dtype, Site(spec.n_in))
+        return _compiled(sharding)(spec.init, spec.shape, jnp.dtype(spec.dtype or dtype), spec.n_in, path_key)
 
-    return map_with_path(one, specs)
+    return map_with_path(one, specs) if shardings is None else map_with_path(one, specs, shardings)
+
+
+@functools.cache
+def _compiled(sharding):
+    def value(initializer, shape, dtype, n_in, key):
+        return initializer(key, shape, dtype, Site(n_in))
+
+    return jax.jit(value, static_argnums=(0, 1, 2, 3), out_shardings=sharding)
 
 
 def abstract(specs, dtype=jnp.float32):

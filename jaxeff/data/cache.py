@@ -23,7 +23,7 @@ Report = Callable[[str, int, int], None]
 _TEMPORARY = ".partial-"
 _ABANDONED_SECONDS = 24 * 3600
 _FOLDER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR,
-                  errno.EEXIST}
+                  errno.EEXIST, errno.ENOENT}
 _NEARLY_FULL_BYTES = 4 << 20
 
 
@@ -109,11 +109,11 @@ def _folder_errors(folder: Path):
     except UserError:
         raise
     except Exception as error:
-        # Record writers in C++ report a full disk as an error of their own.
-        full = _nearly_full(folder)
-        if not full and not (isinstance(error, OSError) and error.errno in _FOLDER_ERRNOS):
+        # NumPy reports a short write without an errno, record writers in C++ with an error of their own.
+        code = error.errno if isinstance(error, OSError) else None
+        if code not in _FOLDER_ERRNOS and not _nearly_full(folder):
             raise
-        reason = "no space left on the disk" if full else error.strerror or error
+        reason = error.strerror if code in _FOLDER_ERRNOS else "no space left on the disk"
         raise UserError(f"cannot write to the cache folder {str(folder)!r}: {reason}; "
                         f"make room there or choose another with JAXEFF_CACHE") from error
 

@@ -69,8 +69,11 @@ class Data:
                                 max_bytes=self.max_bytes, report=report, fingerprint=fingerprint)
         tokenizer = self._tokenizer(corpus, root, report)
         packed = prepare_rows(corpus, tokenizer, self.seq_len, root, report)
+        identity = digest(fingerprint, tokenizer.identity)
         statistics = {
-            **corpus.statistics,
+            **{name: corpus.statistics[name] for name in ("source", "documents", "bytes")},
+            "fingerprint": identity,
+            "corpus_fingerprint": fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "seq_len": self.seq_len,
             **{name: {split: values[name] for split, values in packed.statistics.items()}
@@ -78,7 +81,7 @@ class Data:
         }
         statistics["bytes_per_token"] = sum(statistics["bytes"].values()) / sum(statistics["tokens"].values())
         statistics["seconds"] = time.perf_counter() - begin
-        return Prepared(self, tokenizer, digest(fingerprint, tokenizer.identity), statistics, packed)
+        return Prepared(self, tokenizer, identity, statistics, packed)
 
     def _tokenizer(self, corpus, root, report: Report) -> Tokenizer:
         recipe = [type(self.tokenizer).__name__, asdict(self.tokenizer)]

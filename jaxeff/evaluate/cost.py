@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def flops(function: Callable, *args, **kwargs) -> dict[str, float]:
     args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
     """
     closed = jax.make_jaxpr(function)(*args, **kwargs)
-    matmul, other, uncounted = _count(closed.jaxpr)
+    matmul, other, uncounted = map(float, _count(closed.jaxpr))
     return {"total": matmul + other, "matmul": matmul, "uncounted": uncounted}
 
 
@@ -189,10 +190,19 @@ class Decoding:
         return state_bytes(self.lm, self.context, self.batch, jnp.dtype(self.policy.compute))
 
 
-def take_turns(runs: Mapping[str, Callable[[], None]], rounds: int = 5, warm: int = 1) -> dict[str, float]:
-    """Median seconds of each run. They take turns, round after round, so that a slow moment of the machine falls on all."""
+def take_turns(
+    runs: Mapping[Any, Callable[[], None]],
+    rounds: int = 5,
+    warm: int = 1,
+    on_round: Callable[[int], None] = lambda turn: None,
+) -> dict[Any, float]:
+    """Median seconds of each run. They take turns, round after round, so that a slow moment of the machine falls on all.
+
+    The first `warm` rounds are not counted; on_round is told the number of each round before it starts.
+    """
     seconds = {name: [] for name in runs}
     for turn in range(warm + rounds):
+        on_round(turn)
         for name, run in runs.items():
             start = time.perf_counter()
             run()

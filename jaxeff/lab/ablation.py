@@ -26,7 +26,9 @@ class Variant:
 
     def __post_init__(self):
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
-            raise UserError(f"a variant's name is made of letters, digits, - and _, as it names a folder; found {self.name!r}")
+            raise UserError(
+                f"a variant's name is made of letters, digits, - and _, as it names a folder; found {self.name!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,69 +79,72 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return (padded[..., i + reach + 1] - padded[..., i - reach]) / (2 * reach + 1)
 
 
-def _curves(row: Row) -> tuple[np.ndarray, np.ndarray]:
-    """Steps that every seed logged, and the losses there, [seeds, steps]."""
-    by_seed = [dict(zip(*curve, strict=True)) for curve in row.curves.values()]
-    steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
-    return np.array(steps), np.array([[losses[step] for step in steps] for losses in by_seed])
+def _legend(figure: Figure, **more):
+    """One legend below all panels, each name once."""
+    found = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(7, len(found)), **more)
+
+
+def _by_seed(row: Row) -> dict[int, dict[int, float]]:
+    return {seed: dict(zip(*curve, strict=True)) for seed, curve in row.curves.items()}
+
+
+def _aligned(curves: list[dict[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that all curves have, and the values there, [curves, steps], smoothed over a 25th of the run."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = np.array([[curve[step] for step in steps] for curve in curves])
+    return np.array(steps), smooth(values, max(1, len(steps) // 25)) if steps else values
+
+
+def _band(axes, i: int, name: str, steps: np.ndarray, values: np.ndarray):
+    axes.fill_between(steps, values.min(0), values.max(0), color=look(i)["color"], alpha=0.15, linewidth=0)
+    axes.plot(steps, values.mean(0), label=name, **look(i))
 
 
 def loss_curves(results: Results) -> str:
     """Training loss, mean and range over seeds, and its difference to the baseline on the same batches."""
-    base = results.baseline_row
+    found = {row.name: _aligned(list(_by_seed(row).values())) for row in results.rows}
+    base = results.baseline_row and _by_seed(results.baseline_row)
 
     def draw(figure: Figure):
         left, right = figure.subplots(1, 2)
-        drawn = []
         for i, row in enumerate(results.rows):
-            steps, losses = _curves(row)
-            if not len(steps):
-                continue
-            width = max(1, len(steps) // 25)
-            losses = smooth(losses, width)
-            left.fill_between(steps, losses.min(0), losses.max(0), color=look(i)["color"], alpha=0.15, linewidth=0)
-            left.plot(steps, losses.mean(0), label=row.name, **look(i))
-            drawn.append(losses[:, len(steps) // 10 :])
-            if base is None or row.name == base.name:
-                continue
-            seeds = sorted(row.curves.keys() & base.curves.keys())
-            shared = [_shared(row.curves[seed], base.curves[seed]) for seed in seeds]
-            if not shared or not len(shared[0][0]):
-                continue
-            steps = shared[0][0]
-            gap = smooth(np.array([values for _, values in shared]), width)
-            right.fill_between(steps, gap.min(0), gap.max(0), color=look(i)["color"], alpha=0.15, linewidth=0)
-            right.plot(steps, gap.mean(0), **look(i))
-        if drawn:
-            low, high = min(d.min() for d in drawn), max(d.max() for d in drawn)
+            steps, losses = found[row.name]
+            if len(steps):
+                _band(left, i, row.name, steps, losses)
+            if row.name == results.baseline:
+                right.axhline(0, **look(i))
+            elif base:
+                curves = {seed: curve for seed, curve in _by_seed(row).items() if seed in base}
+                gaps = [
+                    {t: v - base[seed][t] for t, v in curve.items() if t in base[seed]}
+                    for seed, curve in curves.items()
+                ]
+                steps, gap = _aligned(gaps)
+                if len(steps):
+                    _band(right, i, row.name, steps, gap)
+        # The first tenth is the fall from the random model, against which nothing else could be seen.
+        late = [losses[:, len(steps) // 10 :] for steps, losses in found.values() if len(steps)]
+        if late:
+            low, high = min(map(np.min, late)), max(map(np.max, late))
             left.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
         left.set(title="Training loss", xlabel="step", ylabel="nats per token")
         right.set(
             title=f"Less the loss of {results.baseline} on the same batches", xlabel="step", ylabel="nats per token"
         )
-        right.axhline(0, **(look(_index(results, results.baseline)) if base else {"color": INK}))
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        figure.legend(loc="outside lower center", ncols=min(6, max(1, len(results.rows))), handlelength=3.2)
+        _legend(figure, handlelength=3.2)
 
-    last = {row.name: _curves(row)[1] for row in results.rows}
     ends = "; ".join(
-        f"{name} ends at {losses[:, -max(1, losses.shape[1] // 25) :].mean():.3f}"
-        for name, losses in last.items()
-        if losses.size
+        f"{name} ends at {losses[:, -1].mean():.3f}" for name, (steps, losses) in found.items() if len(steps)
     )
     describe = f"Lines are means over seeds, bands the range from the lowest to the highest seed. {ends}."
-    return svg("loss", "Training loss against step", describe, (9.6, 3.7), draw)
-
-
-def _shared(curve, base) -> tuple[np.ndarray, np.ndarray]:
-    ours, theirs = dict(zip(*curve, strict=True)), dict(zip(*base, strict=True))
-    steps = sorted(ours.keys() & theirs.keys())
-    return np.array(steps), np.array([ours[step] - theirs[step] for step in steps])
-
-
-def _index(results: Results, name: str) -> int:
-    return next(i for i, row in enumerate(results.rows) if row.name == name)
+    return svg("loss", "Training loss against step", describe, (9.6, 3.7), draw) if ends else ""
 
 
 def quality_against_cost(results: Results) -> str:
@@ -154,8 +157,8 @@ def quality_against_cost(results: Results) -> str:
     costs = [cost for cost in costs if any(cost[2](row) is not None for row in results.rows)]
 
     def draw(figure: Figure):
-        panels = figure.subplots(1, max(1, len(costs)), sharey=True, squeeze=False)[0]
-        for axes, (title, unit, cost) in zip(panels, costs, strict=False):
+        panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+        for axes, (title, unit, cost) in zip(panels, costs, strict=True):
             for i, row in enumerate(results.rows):
                 if cost(row) is None:
                     continue
@@ -174,9 +177,7 @@ def quality_against_cost(results: Results) -> str:
             )
             axes.set(title=title, xlabel=unit)
         panels[0].set_ylabel("test bits per byte\n(lower is better)")
-        handles, labels = panels[0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+        _legend(figure)
 
     def words(row: Row) -> str:
         found = [(title, cost(row), unit) for title, unit, cost in costs if cost(row) is not None]
@@ -186,7 +187,7 @@ def quality_against_cost(results: Results) -> str:
         return f"{row.name}: {row.bits_per_byte.mean:.3f} bits per byte, " + ", ".join(texts)
 
     describe = "Points are means over seeds, bars their 95 % intervals. " + "; ".join(map(words, results.rows)) + "."
-    return svg("cost", "Test bits per byte against cost", describe, (9.6, 3.6), draw)
+    return svg("cost", "Test bits per byte against cost", describe, (9.6, 3.6), draw) if costs else ""
 
 
 def decode_against_context(results: Results) -> str:
@@ -205,7 +206,7 @@ def decode_against_context(results: Results) -> str:
         middle.set(title="Time to first token", ylabel="ms")
         right.set(title="Decode state", ylabel="bytes")
         _ticks(left, middle, right, ticks=[d.context for d in rows[0][1].decode] if rows else [])
-        figure.legend(loc="outside lower center", ncols=min(6, max(1, len(rows))), handlelength=3.2)
+        _legend(figure, handlelength=3.2)
 
     def words(row: Row) -> str:
         at = (
@@ -215,7 +216,7 @@ def decode_against_context(results: Results) -> str:
         return f"{row.name}: " + ", ".join(at)
 
     describe = "One sequence. Time per token and state: " + "; ".join(words(row) for _, row in rows) + "."
-    return svg("decode", "Decoding against context length", describe, (9.6, 3.4), draw)
+    return svg("decode", "Decoding against context length", describe, (9.6, 3.4), draw) if rows else ""
 
 
 def _ticks(left, middle, right, ticks: Sequence[int]):

@@ -155,9 +155,12 @@ def plots(results: Results) -> str:
     """The figures with their captions."""
     if not results.rows:
         return "<p>Nothing is finished yet.</p>"
-    figures = {loss_curves: LOSS, quality_against_cost: COST, decode_against_context: DECODE}
+    drawn = {
+        draw(results): text
+        for draw, text in ((loss_curves, LOSS), (quality_against_cost, COST), (decode_against_context, DECODE))
+    }
     return "\n".join(
-        f"<figure>{draw(results)}<figcaption>{_(text.strip())}</figcaption></figure>" for draw, text in figures.items()
+        f"<figure>{svg}<figcaption>{_(text.strip())}</figcaption></figure>" for svg, text in drawn.items() if svg
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from jaxeff.lab.statistics import Interval, mean_interval, paired_interval
@@ -90,11 +89,11 @@ class Results:
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
     @classmethod
-    def load(cls, path: str | Path) -> "Results":
-        """Results from a results.json, to draw the report again."""
-        body = json.loads(Path(path).read_text())
-        if body.pop("format") != FORMAT:
-            raise ValueError(f"{path} has another format than {FORMAT}")
+    def from_json(cls, text: str) -> "Results":
+        """The inverse of `to_json`, to draw the report again. Raises ValueError for another format."""
+        body = json.loads(text)
+        if body.pop("format", None) != FORMAT:
+            raise ValueError(f"these are no results of format {FORMAT}")
         return cls(**body | {"rows": tuple(map(_row, body["rows"])), "missing": tuple(body["missing"])})
 
 

@@ -78,4 +78,6 @@ def _refuse_other(lock: Path, identity: dict[str, Any]) -> None:
     if differing:
         shown = "; ".join(f"{path}: {old!r} there, {new!r} now" for path, old, new in differing[:6])
         more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
-        raise UserError(f"{lock.parent} holds another ablation ({shown}{more}): choose another --workdir, or delete that one")
+        raise UserError(
+            f"{lock.parent} holds another ablation ({shown}{more}): choose another --workdir, or delete that one"
+        )

@@ -161,13 +161,13 @@ class GQA:
             )  # fmt: skip
             state = written
         y_BTD = einsum("bthc,hcd->btd", o_BTHC, params["o"])
-        return (y_BTD + params["o_bias"].astype(y_BTD.dtype) if self.bias else y_BTD), state
+        return (y_BTD + params["o_bias"].astype(y_BTD.dtype)[None, None] if self.bias else y_BTD), state
 
     def _project(self, params, x_BTD, position_BT):
         def head(name, turn):
             y_BTHC = einsum("btd,dhc->bthc", x_BTD, params[name])
             if self.bias:
-                y_BTHC = y_BTHC + params[f"{name}_bias"].astype(y_BTHC.dtype)
+                y_BTHC = y_BTHC + params[f"{name}_bias"].astype(y_BTHC.dtype)[None, None]
             if turn and self.qk_norm:
                 y_BTHC = rms_norm(y_BTHC, params[f"{name}_norm"])
             if turn and self.rope is not None:

@@ -75,7 +75,7 @@ class MLP:
 
         def dense(name, eqn, x):
             y = einsum(eqn, x, params[name])
-            return y + params[f"{name}_bias"].astype(y.dtype) if self.bias else y
+            return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if self.bias else y
 
         h_BTF = ACTIVATIONS[self.activation](dense("gate" if self.gated else "up", "btd,df->btf", x_BTD))
         if self.gated:

@@ -28,9 +28,13 @@ def test_values_depend_on_key_and_path_alone():
 def test_values_are_bit_equal_on_any_mesh(shape):
     specs, key = jaxeff.stack(SPECS, 3), jax.random.key(7)
     mesh = jaxeff.make_mesh(**shape)
-    sharded = jax.jit(lambda key: jaxeff.init(specs, key), out_shardings=jaxeff.shardings(specs, mesh))(key)
-    plain = jax.jit(lambda key: jaxeff.init(specs, key))(key)
-    assert equal(jax.device_get(sharded), jax.device_get(plain))
+    shardings = jaxeff.shardings(specs, mesh)
+    plain = jax.device_get(jaxeff.init(specs, key))
+    sharded = jaxeff.init(specs, key, shardings=shardings)
+    assert jax.tree.map(lambda x: x.sharding, sharded) == shardings
+    assert equal(jax.device_get(sharded), plain)
+    traced = jax.jit(lambda key: jaxeff.init(specs, key), out_shardings=shardings)(key)
+    assert equal(jax.device_get(traced), plain)
 
 
 def test_standard_deviations():

@@ -24,7 +24,10 @@ def test_matrix_products_and_elements_by_hand():
 
 
 def test_batched_products_count_the_batch_once():
-    assert flops(functools.partial(jnp.einsum, "bij,bjk->bik"), shape(4, 3, 5), shape(4, 5, 7))["matmul"] == 4 * 2 * 3 * 5 * 7
+    assert (
+        flops(functools.partial(jnp.einsum, "bij,bjk->bik"), shape(4, 3, 5), shape(4, 5, 7))["matmul"]
+        == 4 * 2 * 3 * 5 * 7
+    )
 
 
 def test_a_scan_counts_every_turn_and_a_conditional_its_dearest_branch():
@@ -60,7 +63,9 @@ def loss(lm, params, tokens):
 
 def test_a_scanned_model_costs_what_the_unrolled_one_does():
     params, tokens = jaxeff.abstract(model(True).specs()), shape(2, 16, dtype=jnp.int32)
-    scanned, unrolled = (flops(jax.grad(functools.partial(loss, model(scan))), params, tokens) for scan in (True, False))
+    scanned, unrolled = (
+        flops(jax.grad(functools.partial(loss, model(scan))), params, tokens) for scan in (True, False)
+    )
     assert scanned["matmul"] == unrolled["matmul"]
     assert scanned["total"] == pytest.approx(unrolled["total"], rel=0.01)
 

@@ -2,22 +2,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import jaxeff
 from jaxeff.mixers import GQA, MHA, MLP, MQA, Ctx, SlidingWindow
+from tests.compiled import apply_mixer, values
 
 KEY = jax.random.key(0)
 
 
-def run(mixer, x_BTD, split, segment_ids=None):
+def run(mixer, x_BTD, split):
     """The sequence in pieces of the given lengths, through a cache."""
-    params = jaxeff.init(mixer.specs(), KEY)
+    params = values(mixer, KEY)
     state, outputs, start = mixer.init_state(x_BTD.shape[0], x_BTD.shape[1], jnp.float32), [], 0
     for n in split:
-        ids = None if segment_ids is None else segment_ids[:, start : start + n]
-        y, state = mixer.apply(params, x_BTD[:, start : start + n], state, ctx=Ctx(segment_ids=ids))
+        y, state = apply_mixer(mixer, params, x_BTD[:, start : start + n], state, Ctx())
         outputs.append(y)
         start += n
-    return jnp.concatenate(outputs, axis=1), mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids))[0]
+    return jnp.concatenate(outputs, axis=1), apply_mixer(mixer, params, x_BTD, None, Ctx())[0]
 
 
 @pytest.mark.parametrize(
@@ -29,14 +28,14 @@ def test_sizes_derive_from_the_width(make, heads):
     assert GQA(d_model=1024).head == 64
 
 
-@pytest.mark.parametrize("prompt", range(1, 13))
+@pytest.mark.parametrize("prompt", [1, 3, 4, 5, 8, 12])
 def test_rolling_cache_around_the_window(prompt):
     x = jax.random.normal(KEY, (2, 12, 16))
     pieces, whole = run(SlidingWindow(16, window=4, n_heads=2), x, [prompt] + [1] * (12 - prompt))
     assert jnp.max(jnp.abs(pieces - whole)) < 1e-5
 
 
-@pytest.mark.parametrize("split", [[5, 7], [1, 3, 8], [4, 4, 4], [9, 1, 2]])
+@pytest.mark.parametrize("split", [[5, 7], [1, 3, 8]])
 def test_pieces_longer_than_one_token(split):
     x = jax.random.normal(KEY, (2, 12, 16))
     for mixer in (GQA(16, n_heads=4, n_kv_heads=2), SlidingWindow(16, window=5, n_heads=2)):
@@ -52,7 +51,7 @@ def test_window_state_does_not_grow_with_the_text():
 
 def test_a_prompt_longer_than_the_cache_is_refused():
     mixer = GQA(16)
-    params = jaxeff.init(mixer.specs(), KEY)
+    params = values(mixer, KEY)
     with pytest.raises(ValueError, match="5 tokens do not fit a cache of max_len=4"):
         mixer.apply(params, jnp.ones((1, 5, 16)), mixer.init_state(1, 4, jnp.float32))
 
@@ -62,12 +61,12 @@ def test_norm_bias_and_softcap_change_the_output():
     outputs = []
     for options in ({}, {"qk_norm": True}, {"softcap": 0.5}, {"rope": None}):
         mixer = GQA(16, n_heads=2, **options)
-        outputs.append(mixer.apply(jaxeff.init(mixer.specs(), KEY), x)[0])
+        outputs.append(apply_mixer(mixer, values(mixer, KEY), x, None, Ctx())[0])
     for i, a in enumerate(outputs):
         for b in outputs[:i]:
             assert jnp.max(jnp.abs(a - b)) > 1e-4
     biased = GQA(16, n_heads=2, bias=True)
-    assert biased.apply(jaxeff.init(biased.specs(), KEY), x)[0].shape == x.shape
+    assert apply_mixer(biased, values(biased, KEY), x, None, Ctx())[0].shape == x.shape
     assert set(biased.specs()) == {"q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias"}
 
 

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxeff
 from jaxeff.core.errors import UserError
-from jaxeff.mixers import GQA
+from jaxeff.mixers import GQA, Ctx
 from jaxeff.models import LM, Block, generate
 from jaxeff.models.generate import keep
+from tests.compiled import apply_model, values
 
 KEY = jax.random.key(0)
 PROMPT = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [5, 0, 0, 0, 0]])
@@ -17,16 +17,15 @@ MODELS = {name: LM(11, d_model=16, pattern=(name,), repeats=2) for name in ("gqa
 
 def parameters(lm):
     # Larger embeddings spread the logits, so that an argmax is never a matter of rounding.
-    params = jaxeff.init(lm.specs(), KEY)
+    params = values(lm, KEY)
     return params | {"embed": params["embed"] * 50}
 
 
 def greedy_by_hand(lm, params, row, n):
-    forward = jax.jit(lm.apply)
     row = list(row)
     for _ in range(n):
         padded = jnp.array([row + [0] * (24 - len(row))])
-        row.append(int(jnp.argmax(forward(params, padded)[0][0, len(row) - 1])))
+        row.append(int(jnp.argmax(apply_model(lm, params, padded, None, Ctx())[0][0, len(row) - 1])))
     return row[-n:]
 
 
@@ -52,12 +51,12 @@ def test_a_row_is_filled_after_its_end():
 
 def test_sampling_follows_the_key_and_the_distribution():
     lm = MODELS["gqa"]
-    params = jaxeff.init(lm.specs(), KEY)
+    params = values(lm, KEY)
     one = generate(lm, params, PROMPT, 4, temperature=1.0, key=jax.random.key(5))
     assert jnp.array_equal(one, generate(lm, params, PROMPT, 4, temperature=1.0, key=jax.random.key(5)))
     assert not jnp.array_equal(one, generate(lm, params, PROMPT, 4, temperature=1.0, key=jax.random.key(6)))
     many = generate(lm, params, np.tile(PROMPT[:1], (2000, 1)), 1, temperature=2.0, key=KEY)[:, 0]
-    expected = jax.nn.softmax(lm.apply(params, jnp.asarray(PROMPT[:1]))[0][0, -1] / 2.0)
+    expected = jax.nn.softmax(apply_model(lm, params, jnp.asarray(PROMPT[:1]), None, Ctx())[0][0, -1] / 2.0)
     found = jnp.bincount(many, length=11) / 2000
     # Standard error of a share is at most sqrt(0.25 / 2000) = 0.011; four of them.
     assert jnp.max(jnp.abs(found - expected)) < 0.045
@@ -106,7 +105,7 @@ def test_bad_settings(change, message):
 
 def test_a_text_longer_than_the_models_positions():
     lm = LM(11, d_model=16, pattern=(Block(GQA(rope=None)),), repeats=1, max_positions=8)
-    params = jaxeff.init(lm.specs(), KEY)
+    params = values(lm, KEY)
     assert generate(lm, params, PROMPT, 3).shape == (3, 3)
     with pytest.raises(UserError, match="need 9 positions; the model has max_positions=8"):
         generate(lm, params, PROMPT, 4)

@@ -7,43 +7,45 @@ import pytest
 import jaxeff
 from jaxeff.mixers import GQA, MLP, Ctx, SlidingWindow
 from jaxeff.models import LM, Block, Segment
+from tests.compiled import apply_model, values
 
 KEY = jax.random.key(0)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 17)
-SMALL = LM(17, d_model=16, pattern=(Block(GQA(n_heads=2), MLP(d_hidden=24)), "linear"), repeats=3)
+SMALL = LM(17, d_model=16, pattern=(Block(GQA(n_heads=2), MLP(d_hidden=24)), "linear"), repeats=2)
 
 
 def logits(lm, params=None):
-    params = jaxeff.init(lm.specs(), KEY) if params is None else params
-    return jax.jit(lm.apply)(params, TOKENS)[0]
+    return apply_model(lm, values(lm, KEY) if params is None else params, TOKENS, None, Ctx())[0]
 
 
 def test_paths_and_stacking():
     specs = SMALL.specs()
-    assert specs["blocks"]["0"]["mixer"]["q"].shape == (3, 16, 2, 8)
-    assert set(specs["blocks"]) == {"0", "1"} and SMALL.n_layers == 6 and "head" not in specs
+    assert specs["blocks"]["0"]["mixer"]["q"].shape == (2, 16, 2, 8)
+    assert set(specs["blocks"]) == {"0", "1"} and SMALL.n_layers == 4 and "head" not in specs
 
 
 def test_scan_is_the_unrolled_model():
-    params = jaxeff.init(SMALL.specs(), KEY)
+    params = values(SMALL, KEY)
     unrolled = dataclasses.replace(SMALL, scan=False)
 
     def loss(lm, params):
         return jnp.sum(jnp.sin(lm.apply(params, TOKENS)[0]))
 
+    value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)
+    ours = value_and_grad(SMALL, params)
     for lm in (unrolled, dataclasses.replace(SMALL, remat="full"), dataclasses.replace(SMALL, remat="dots")):
-        ours, theirs = (jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)(m, params) for m in (SMALL, lm))
+        theirs = value_and_grad(lm, params)
         close = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), ours, theirs)
         assert max(jax.tree.leaves(close)) < 2e-5
 
 
 @pytest.mark.parametrize("lm", [SMALL, LM(17, 16, ("window",), 1, more=(Segment(("gqa", "window"), 2),), tied=False)])
 def test_decoding_is_the_whole_forward(lm):
-    params = jaxeff.init(lm.specs(), KEY)
+    params = values(lm, KEY)
     whole = logits(lm, params)
-    state, step = lm.init_state(2, 9), jax.jit(lm.apply)
+    state = lm.init_state(2, 9)
     for t in range(9):
-        piece, state = step(params, TOKENS[:, t : t + 1], state)
+        piece, state = apply_model(lm, params, TOKENS[:, t : t + 1], state, Ctx())
         assert jnp.max(jnp.abs(piece[:, 0] - whole[:, t])) < 2e-5
 
 
@@ -71,7 +73,7 @@ def test_soft_cap_bounds_the_logits():
 
 
 def test_bfloat16_compute():
-    params = jaxeff.init(SMALL.specs(), KEY)
+    params = values(SMALL, KEY)
     x, _ = SMALL.hidden(params, TOKENS, ctx=Ctx(policy=jaxeff.core.precision.POLICIES["bfloat16"]))
     assert x.dtype == jnp.bfloat16
 
@@ -101,11 +103,11 @@ def test_models_are_values():
 def test_sharded_is_unsharded(shape):
     mesh = jaxeff.make_mesh(**shape)
     tokens = jnp.concatenate([TOKENS, TOKENS])[:, :8]
-    params = jaxeff.init(SMALL.specs(), KEY)
-    plain = jax.jit(SMALL.apply)(params, tokens)[0]
+    params = values(SMALL, KEY)
+    plain = apply_model(SMALL, params, tokens, None, Ctx())[0]
     placed = jax.device_put(params, jaxeff.shardings(SMALL.specs(), mesh))
     tokens = jax.device_put(tokens, jaxeff.core.sharding.batch_sharding(mesh))
-    sharded = jax.jit(SMALL.apply)(placed, tokens, None, Ctx(mesh=mesh))[0]
+    sharded = apply_model(SMALL, placed, tokens, None, Ctx(mesh=mesh))[0]
     assert jnp.max(jnp.abs(jax.device_get(sharded) - jax.device_get(plain))) < 1e-5
 
 

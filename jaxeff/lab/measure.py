@@ -1,0 +1,90 @@
+"""What the models of an ablation cost, measured in turns. B batch, T time.
+
+All programs are compiled first; then each model has its turn, round after round, so that another job on the machine slows
+all of them and not one.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.evaluate.cost import Decoding, flops, memory, take_turns
+from jaxeff.train.experiment import Experiment
+from jaxeff.train.step import make_step, put, start
+
+Report = Callable[[str, int, int], None]
+STEPS_PER_TURN = 3
+
+
+class Training:
+    """A compiled training step with its state, to be timed on one batch that is already on the device."""
+
+    def __init__(self, experiment: Experiment, batch: Mapping[str, Any]):
+        step = make_step(experiment)
+        self.batch = put(batch, step.mesh)
+        self.state = start(experiment, step)
+        self.n_tokens = int((batch["segment_ids"] > 0).sum())
+        self.flops = flops(step.step, step.abstract, jax.eval_shape(lambda: self.batch))
+        self.compiled = step.step.lower(self.state, self.batch).compile()
+
+    def run(self) -> None:
+        """A few steps; blocks until the last one is done."""
+        for _ in range(STEPS_PER_TURN):
+            self.state, metrics = self.compiled(self.state, self.batch)
+        jax.block_until_ready(metrics)
+
+    def costs(self, seconds: float) -> dict[str, Any]:
+        """The results, given the median seconds of a turn."""
+        positions = self.batch["tokens"].size
+        found = memory(self.compiled)
+        return {
+            "tokens_per_s": STEPS_PER_TURN * self.n_tokens / seconds,
+            "flops_per_token": self.flops["total"] / positions,
+            "matmul_flops_per_token": self.flops["matmul"] / positions,
+            "uncounted": self.flops["uncounted"],
+            "memory": found,
+        }
+
+
+def measure(
+    experiments: Mapping[str, Experiment],
+    batch: Mapping[str, Any],
+    contexts: tuple[int, ...],
+    n_tokens: int,
+    rounds: int,
+    report: Report = lambda stage, done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """name -> {"tokens_per_s", "flops_per_token", "memory", "decode": [...]} for each experiment.
+
+    batch: one training batch. contexts, n_tokens: where decoding is timed and over how many tokens. rounds: turns of each.
+    """
+    total = len(experiments) * (1 + len(contexts)) + rounds + 1
+    training, decoding = {}, {}
+    for name, experiment in experiments.items():
+        report(f"compiling the step of {name}", len(training) + len(decoding), total)
+        training[name] = Training(experiment, batch)
+        for context in contexts:
+            report(f"compiling decoding of {name} at {context}", len(training) + len(decoding), total)
+            # The state is donated step by step; decoding needs weights of its own, and any will do.
+            params = jax.tree.map(jnp.copy, training[name].state.params)
+            decoding[name, context] = Decoding(experiment.model, params, context, n_tokens, policy=experiment.policy)
+    runs = {("step", name): job.run for name, job in training.items()}
+    runs |= {("first", *where): job.first_token for where, job in decoding.items()}
+    runs |= {("further", *where): job.further_tokens for where, job in decoding.items()}
+    done = total - rounds - 1
+    seconds = take_turns(runs, rounds, on_round=lambda turn: report("timing, model after model", done + turn, total))
+
+    def decode(name: str, context: int) -> dict[str, Any]:
+        return {
+            "context": context,
+            "first_token_s": seconds["first", name, context],
+            "token_s": seconds["further", name, context] / n_tokens,
+            "state_bytes": decoding[name, context].state_bytes,
+        }
+
+    return {
+        name: job.costs(seconds["step", name]) | {"decode": [decode(name, context) for context in contexts]}
+        for name, job in training.items()
+    }

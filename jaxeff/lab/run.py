@@ -1,0 +1,262 @@
+"""Running an ablation: sweep, seeds, costs, report; what is finished already is not done again.
+
+    results = run(load("configs/ablations/quickstart.py"), "runs/quickstart")
+
+Models are the outer loop: runs that differ only in learning rate, seed and length share one compiled step.
+"""
+
+import dataclasses
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxeff.core.errors import UserError
+from jaxeff.core.spec import count
+from jaxeff.data import Prepared
+from jaxeff.lab import report as page
+from jaxeff.lab.ablation import Ablation
+from jaxeff.lab.machine import machine, versions
+from jaxeff.lab.measure import measure
+from jaxeff.lab.progress import Progress
+from jaxeff.lab.results import Decode, Results, Row
+from jaxeff.lab.training import train
+from jaxeff.lab.units import Units, key, write
+from jaxeff.train.experiment import Experiment, to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One training run of an ablation, named like its file: `lr-0.003` of the sweep, or `seed-0`, whose test split is read."""
+
+    model: str
+    name: str
+    experiment: Experiment
+    split: str
+
+    @property
+    def steps(self) -> int:
+        """Its length."""
+        return self.experiment.train.steps
+
+
+Train = Callable[[Part, Path, Prepared, Progress], dict[str, Any]]
+
+
+@dataclasses.dataclass
+class Job:
+    """An ablation under way in one folder."""
+
+    ablation: Ablation
+    prepared: Prepared
+    units: Units
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    train: Train = train
+
+    def sweep(self, model: str) -> list[Part]:
+        """The short runs; none when there is one rate only."""
+        a = self.ablation
+        return [self._part(model, f"lr-{lr:g}", lr, a.seeds[0], a.sweep_steps, "validation") for lr in a.lrs if len(a.lrs) > 1]
+
+    def finals(self, model: str, lr: float) -> list[Part]:
+        """The runs whose numbers are reported."""
+        steps = self.ablation.base.train.steps
+        return [self._part(model, f"seed-{seed}", lr, seed, steps, "test") for seed in self.ablation.seeds]
+
+    def _part(self, model: str, name: str, lr: float, seed: int, steps: int, split: str) -> Part:
+        return Part(model, name, self.ablation.experiment(model, lr, seed, steps), split)
+
+    def best_lr(self, model: str) -> float | None:
+        """The rate with the lowest validation bits per byte, the smaller of equal ones; None before the sweep is finished.
+
+        Raises UserError when training diverged at every rate.
+        """
+        if len(self.ablation.lrs) == 1:
+            return self.ablation.lrs[0]
+        found = self.swept(model)
+        if found is None:
+            return None
+        finite = {lr: value for lr, value in found.items() if value is not None}
+        if not finite:
+            raise UserError(f"model {model!r} diverged at every learning rate of the sweep: {', '.join(map(str, found))}")
+        return min(sorted(finite), key=finite.get)
+
+    def swept(self, model: str) -> dict[float, float | None] | None:
+        """Rate -> validation bits per byte, None where training diverged; None before the sweep is finished."""
+        parts = [self.get(part) for part in self.sweep(model)]
+        return None if None in parts else {lr: part["bits_per_byte"] for lr, part in zip(self.ablation.lrs, parts)}
+
+    def get(self, part: Part) -> dict[str, Any] | None:
+        """The result of a finished part."""
+        return self.units.get(part.model, part.name, self._key(part))
+
+    def _key(self, part: Part) -> str:
+        return key(to_json(part.experiment), self.prepared.fingerprint, part.split)
+
+    def ensure(self, part: Part) -> None:
+        """Do the part unless it is finished."""
+        if self.get(part) is not None:
+            self.progress.skip(part)
+            return
+        self.progress.begin(part)
+        result = self.train(part, self.units.run_dir(part.model, part.name), self.prepared, self.progress)
+        if part.split == "test" and result["bits_per_byte"] is None:
+            raise UserError(f"model {part.model!r}, {part.name}: training diverged at lr={part.experiment.optim.lr:g}, which the sweep chose")
+        self.units.put(part.model, part.name, self._key(part), to_json(part.experiment), result)
+        self.progress.end(part, result)
+
+    def costs(self, model: str) -> dict[str, Any] | None:
+        """The measured costs of a model, None before."""
+        return self.units.get(model, "cost", self._cost_key(model))
+
+    def _cost_experiment(self, model: str) -> Experiment:
+        return self.ablation.experiment(model, self.ablation.lrs[0], self.ablation.seeds[0])
+
+    def _cost_key(self, model: str) -> str:
+        a = self.ablation
+        return key(to_json(self._cost_experiment(model)), self.prepared.fingerprint, a.contexts, a.decode_tokens, a.timing_rounds)
+
+    def ensure_costs(self, models: tuple[str, ...]) -> None:
+        """Measure the costs of those models of which they are missing."""
+        missing = {model: self._cost_experiment(model) for model in models if self.costs(model) is None}
+        if not missing:
+            return
+        a, batches = self.ablation, self.prepared.train()
+        batch = next(batches)
+        batches.close()
+        found = measure(missing, batch, a.contexts, a.decode_tokens, a.timing_rounds, self.progress.stage)
+        for model, costs in found.items():
+            self.units.put(model, "cost", self._cost_key(model), to_json(missing[model]), costs)
+
+    def row(self, model: str, reproduce: str) -> Row | None:
+        """The finished row of a model, costs left open where they are not measured; None before all its runs are finished."""
+        lr = self.best_lr(model)
+        parts = {} if lr is None else {seed: self.get(p) for seed, p in zip(self.ablation.seeds, self.finals(model, lr))}
+        if not parts or None in parts.values():
+            return None
+        built, costs = self.ablation.model(model), self.costs(model) or {}
+        mlp = next((block.mlp for segment in built.segments for block in segment.pattern if hasattr(block.mlp, "hidden")), None)
+        return Row(
+            name=model,
+            mixer=", ".join(describe(block.mixer) for segment in built.segments for block in segment.pattern),
+            n_parameters=count(built.specs()),
+            d_hidden=mlp and mlp.hidden,
+            best_lr=lr,
+            sweep=self.swept(model) or {},
+            test={seed: part["bits_per_byte"] for seed, part in parts.items()},
+            curves={seed: (part["steps"], part["losses"]) for seed, part in parts.items()},
+            tokens_per_s=costs.get("tokens_per_s"),
+            flops_per_token=costs.get("flops_per_token"),
+            decode=tuple(Decode(**d) for d in costs.get("decode", ())),
+            memory_bytes=(costs.get("memory") or {}).get("temporary"),
+            reproduce=reproduce,
+        )
+
+    def work(self, models: tuple[str, ...]) -> tuple[int, int]:
+        """(number of runs, their steps and something for the costs)."""
+        a = self.ablation
+        n_sweep = len(a.lrs) if len(a.lrs) > 1 else 0
+        steps = n_sweep * a.sweep_steps + len(a.seeds) * a.base.train.steps
+        # Compiling and timing the programs of one model takes about as long as one of its final runs.
+        costs = sum(a.base.train.steps for model in models if self.costs(model) is None)
+        return len(models) * (n_sweep + len(a.seeds)), len(models) * steps + costs
+
+    def seconds(self) -> float:
+        """Time of all finished runs."""
+        parts = [part for model in self.ablation.names for part in self._all(model)]
+        return math.fsum(found["seconds"] for part in parts if (found := self.get(part)))
+
+    def _all(self, model: str) -> list[Part]:
+        lr = self.best_lr(model)
+        return self.sweep(model) + ([] if lr is None else self.finals(model, lr))
+
+
+def run(
+    ablation: Ablation,
+    workdir: str | Path,
+    only: str | None = None,
+    progress: Progress | None = None,
+    command: str = "jaxeff ablate CONFIG",
+    train: Train = train,
+) -> Results:
+    """Do what is missing of the ablation, or of its model `only`, in `workdir`; write results.json and report.html there.
+
+    command: what the user typed, without --only and --workdir, for the commands that reproduce a row. train: does one part.
+
+    Raises UserError for an unknown model, sizes that cannot be matched, a workdir of another ablation, and bad data.
+    """
+    models, progress, begun = ablation.select(only), progress or Progress(), time.perf_counter()
+    for name in ablation.names:
+        ablation.model(name)
+    prepared = ablation.base.data.prepare(report=progress.stage)
+    units = Units(workdir, identity(ablation, prepared.fingerprint))
+    job = Job(ablation, prepared, units, progress, train)
+    with progress.running(*job.work(models)):
+        for model in models:
+            for part in job.sweep(model):
+                job.ensure(part)
+            for part in job.finals(model, job.best_lr(model)):
+                job.ensure(part)
+            save(collect(job, command), workdir)
+        job.ensure_costs(models)
+    results = collect(job, command)
+    save(results, workdir)
+    page.write(results, Path(workdir) / "report.html")
+    progress.say(f"finished in {time.perf_counter() - begun:.0f} s")
+    return results
+
+
+def identity(ablation: Ablation, fingerprint: str) -> dict[str, Any]:
+    """What a folder of results is for; the description may change."""
+    plain = to_json(dataclasses.replace(ablation, description=""))
+    return json.loads(json.dumps({"ablation": plain, "corpus": fingerprint, "versions": versions(), "device": machine()["device"]}))
+
+
+def collect(job: Job, command: str) -> Results:
+    """Everything that is finished, with the circumstances."""
+    a = job.ablation
+    prefix = f"{a.environment} {command}".strip()
+    folder = job.units.workdir
+
+    def reproduce(model: str) -> str:
+        return f"{prefix} --only {model} --workdir {shlex.quote(f'{folder}-{model}')}"
+
+    rows = {model: job.row(model, reproduce(model)) for model in a.names}
+    statistics = job.prepared.statistics
+    return Results(
+        name=a.name,
+        description=a.description,
+        rows=tuple(row for row in rows.values() if row),
+        baseline=a.baseline,
+        missing=tuple(name for name, row in rows.items() if row is None),
+        protocol={
+            "seeds": list(a.seeds),
+            "lrs": list(a.lrs),
+            "sweep_steps": a.sweep_steps,
+            "sweep_seed": a.seeds[0],
+            "steps": a.base.train.steps,
+            "tolerance": a.tolerance if a.match == "parameters" else None,
+            "batch": [a.base.data.batch_size, a.base.data.seq_len],
+        },
+        corpus={"fingerprint": job.prepared.fingerprint} | {k: v for k, v in statistics.items() if k not in ("fingerprint", "seconds", "records")},
+        machine=machine(),
+        versions=versions(),
+        command=f"{prefix} --workdir {shlex.quote(str(folder))}",
+        seconds=job.seconds(),
+    )
+
+
+def save(results: Results, workdir: str | Path) -> None:
+    """Write results.json."""
+    write(Path(workdir) / "results.json", results.to_json())
+
+
+def describe(value: Any) -> str:
+    """A dataclass with those fields only that differ from their defaults: `GQA(n_heads=4, n_kv_heads=1)`."""
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    fields = [f for f in dataclasses.fields(value) if f.init and f.name != "d_model" and getattr(value, f.name) != f.default]
+    return f"{type(value).__name__}({', '.join(f'{f.name}={describe(getattr(value, f.name))}' for f in fields)})"

@@ -1,0 +1,109 @@
+"""Every benchmark runs at a toy size and hands back a record; no figure is judged here."""
+
+import argparse
+import inspect
+import json
+
+import pytest
+
+from jaxeff.bench import registry
+from jaxeff.bench.attention_memory import attention_memory
+from jaxeff.bench.decode import generate
+from jaxeff.bench.running import checkpoint, data
+from jaxeff.bench.startup import compile_time, import_time
+from jaxeff.bench.training import Size, train
+from jaxeff.core.errors import UserError
+from jaxeff.core.spec import count
+
+TINY = """
+from jaxeff.data import Bytes, Data, Grammar
+from jaxeff.models import LM
+from jaxeff.train.experiment import Experiment
+
+
+def config():
+    return Experiment(LM(vocab_size=259, d_model=16, repeats=1), Data(Grammar(40), Bytes(), seq_len=32, batch_size=4))
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXEFF_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return str(path)
+
+
+def check(entry, name):
+    assert entry["name"] == name and entry["rows"]
+    assert {"ours", "peer", "unit", "ratio", "machine", "meaning"} <= set(entry)
+    json.dumps(entry)
+
+
+def test_train_without_a_peer():
+    entry = train(sizes="8x2", d_model="64", peer="none", rounds=1)
+    check(entry, "train")
+    assert entry["peer"] is None and entry["rows"][0]["ours_ms"] > 0
+
+
+def test_sizes_are_those_of_the_comparison():
+    size = Size(256, 256, 4)
+    assert (size.n_heads, size.n_kv_heads, size.d_hidden) == (8, 2, 1024)
+    assert count(size.lm.specs()) == 4_065_536  # what Llama has at these sizes, head and embedding tied
+    assert size.flops == pytest.approx(6 * 4_065_536 * 1024 + 12 * 256 * 4 * 4 * 256 * 257 / 2)
+
+
+@pytest.mark.parametrize("sizes", ["256", "axb", "1x2x3"])
+def test_sizes_that_are_none_are_refused(sizes):
+    with pytest.raises(UserError, match=sizes if sizes != "256" else "256x4"):
+        train(sizes=sizes, peer="none", rounds=1)
+
+
+def test_attention_memory():
+    check(attention_memory(time=256, heads=2, kv_heads=1, head_dim=8), "attention-memory")
+
+
+def test_attention_needs_far_less_than_all_scores():
+    assert attention_memory(time=2048)["ratio"] > 8
+
+
+def test_generate():
+    entry = generate(contexts="4,8", d_model=32, layers=1, tokens=2, rounds=1)
+    check(entry, "generate")
+    assert set(entry["growth"]) == {"linear", "gqa"}
+
+
+def test_compile_time():
+    check(compile_time(shallow=2, deep=3, d_model=32, rounds=1), "compile")
+
+
+def test_import_time():
+    check(import_time(rounds=1), "import")
+
+
+def test_data(tiny):
+    entry = data(config=tiny, steps=3, runs=1)
+    check(entry, "data")
+    assert 0 < entry["ratio"] < 1
+
+
+def test_checkpoint(tiny):
+    check(checkpoint(config=tiny, every=2, rounds=1), "checkpoint")
+
+
+def test_every_benchmark_can_be_called_by_name_with_its_options():
+    parser = argparse.ArgumentParser()
+    registry.add_arguments(parser)
+    for name, function in registry.BENCHMARKS.items():
+        options = vars(parser.parse_args([name]))
+        defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+        assert options == {"benchmark": name, "json": None, **defaults}
+    assert parser.parse_args(["train", "--rounds", "3"]).rounds == 3
+
+
+def test_run_prints_and_writes(tmp_path, capsys):
+    registry.run("attention-memory", json=str(tmp_path / "a.json"), time=64, heads=1, kv_heads=1, head_dim=8)
+    assert "attention_reference" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text())["name"] == "attention-memory"
+    with pytest.raises(UserError, match="attention-memory"):
+        registry.run("attention-memor")

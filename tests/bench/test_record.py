@@ -1,0 +1,55 @@
+"""The record that every benchmark hands back, its table, its file, and the clocks."""
+
+import io
+import json
+
+import pytest
+
+from jaxeff.bench.record import machine, record, show, write
+from jaxeff.bench.timing import alternate, matmul_clock, summary
+from jaxeff.core.errors import UserError
+
+
+def entry(**more):
+    return record("example", ours=1.0, peer=2.0, unit="s", ratio=2.0, meaning="more is better", **more)
+
+
+def test_record_has_the_promised_fields():
+    assert {"name", "ours", "peer", "unit", "ratio", "machine"} <= set(entry())
+    assert {"processor", "cores", "backend", "jax", "python"} <= set(machine())
+
+
+def test_written_record_is_one_json_object(tmp_path):
+    path = tmp_path / "new" / "figure.json"
+    write(entry(rows=[{"size": "a", "ms": 1.5}]), path)
+    assert json.loads(path.read_text())["rows"] == [{"size": "a", "ms": 1.5}]
+    assert [p.name for p in path.parent.iterdir()] == ["figure.json"]
+
+
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write(entry(), tmp_path / "file" / "figure.json")
+
+
+def test_table_shows_every_row_and_the_ratio():
+    out = io.StringIO()
+    show(entry(rows=[{"size": "small", "ms": 1.25}, {"size": "large", "ms": 10.0, "extra": 3}]), file=out)
+    text = out.getvalue()
+    assert all(word in text for word in ("small", "large", "1.25", "extra", "more is better", "ratio 2"))
+
+
+def test_candidates_take_turns_and_warm_ups_do_not_count():
+    order = []
+
+    def clock(name, value):
+        return lambda: order.append(name) or value
+
+    times = alternate({"a": clock("a", 1.0), "b": clock("b", 2.0)}, rounds=3, warmup=1, pause=0.0)
+    assert order == ["a", "b"] * 4
+    assert times == {"a": [1.0] * 3, "b": [2.0] * 3}
+    assert summary({"a": [3.0, 1.0, 2.0]}) == {"a": (2.0, 1.0)}
+
+
+def test_matmul_clock_ticks():
+    assert matmul_clock(n=64, repeats=1)() > 0

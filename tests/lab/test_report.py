@@ -1,0 +1,127 @@
+"""The page stands alone, says what it should, and can be read without eyes; the table fits the terminal."""
+
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from jaxeff.lab import report, table
+from jaxeff.lab.columns import binary, columns, interval_text, milliseconds, si
+from jaxeff.lab.results import Results
+from jaxeff.lab.statistics import mean_interval
+from tests.lab.made_up import NAMES, made_up
+
+VOID = {"meta", "br", "path", "use", "rect"}
+
+
+class Outline(HTMLParser):
+    """Tags with attributes, and the check that they nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def all(self, name):
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def page():
+    return report.page(made_up())
+
+
+def test_the_page_is_self_contained_and_well_formed(page):
+    outline = Outline(page)
+    assert not outline.open
+    assert not outline.all("script") and not outline.all("link") and not outline.all("img")
+    assert all(not attrs.get("src") for _, attrs in outline.tags)
+    links = [v for _, attrs in outline.tags for k, v in attrs.items() if k.endswith("href")]
+    assert all(link.startswith("#") for link in links)
+    assert "@import" not in page and "url(http" not in page
+
+
+def test_identifiers_are_unique_and_all_references_resolve(page):
+    ids = [attrs["id"] for _, attrs in Outline(page).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    references = re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)
+    references += [name for value in re.findall(r'aria-labelledby="([^"]+)"', page) for name in value.split()]
+    assert set(references) <= set(ids)
+
+
+def test_the_page_can_be_heard(page):
+    outline = Outline(page)
+    assert outline.all("html")[0]["lang"] == "en"
+    plots = outline.all("svg")
+    assert len(plots) == 3 and all(p["role"] == "img" and p["aria-labelledby"] for p in plots)
+    assert len(outline.all("desc")) == len(outline.all("figcaption")) == 3
+    assert len(outline.all("caption")) == len(outline.all("table"))
+    assert all(th.get("scope") in ("col", "row") for th in outline.all("th"))
+    assert len(outline.all("h1")) == 1
+    assert "mqa: 2.1" in page, "a plot's description tells its numbers"
+
+
+def test_the_page_escapes_and_says_the_method(page):
+    assert "Nothing &lt;was&gt; trained." in page and "Mixer&lt;0&gt;" in page
+    for word in ("within 1%", "Student", "test split was read once", "0.001, 0.003, 0.01", "ab" * 32, "--only mqa"):
+        assert word in page
+
+
+def test_findings_claim_no_more_than_the_intervals():
+    same = made_up()
+    assert "Worse than mha by more than seeds explain: mqa" in report.finding(same)
+    single = made_up(seeds=(0,))
+    assert "explain" not in report.finding(single)
+    assert "Not finished" in report.finding(made_up(missing=("gqa",)))
+
+
+@pytest.mark.parametrize("names", [(), ("mqa",), NAMES])
+@pytest.mark.parametrize("costs", [True, False])
+def test_an_unfinished_ablation_has_a_page_and_a_table_too(names, costs):
+    results = made_up(names=names, seeds=(0,), costs=costs, missing=tuple(set(NAMES) - set(names)))
+    assert not Outline(report.page(results)).open
+    table.show(results, Console(file=io.StringIO()))
+
+
+def test_results_survive_json():
+    results = made_up()
+    text = results.to_json()
+    assert Results.from_json(text) == results
+    assert '"difference"' in text and '"bits_per_byte"' in text
+
+
+@pytest.mark.parametrize("width", [80, 170])
+def test_the_table_shows_every_number_on_the_terminal(width):
+    out = io.StringIO()
+    results = made_up()
+    table.show(results, Console(file=out, width=width, force_terminal=True, color_system=None))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "\u2026" not in text, "nothing is cut off"
+    for row in results.rows:
+        for column in columns(results):
+            assert column.cell(row, results.baseline_row) in text
+    assert "0.01*" in text
+
+
+def test_numbers_as_text():
+    assert [si(v) for v in (1234567, 999.96, 0.5, None)] == ["1.23 M", "1.00 k", "0.5", "\u2013"]
+    assert [binary(v) for v in (1536, 1 << 20, 1023 << 10, 12)] == ["1.5 KiB", "1 MiB", "1023 KiB", "12 B"]
+    assert [milliseconds(v) for v in (0.0123, 0.5, None)] == ["12.3", "500", "\u2013"]
+    assert interval_text(mean_interval([1.0, 1.0])) == "1.000 \u00b1 0.000"
+    assert interval_text(mean_interval([-1.0]), sign=True) == "\u22121.000"
