@@ -2,8 +2,8 @@
 
     jaxeff ablate configs/ablations/quickstart.py --workdir runs/quickstart
 
-Hardware: two CPU cores. Time: 6 to 8 minutes. JAXEFF_ABLATION=reduced makes it a check of one minute, too short for its
-numbers to mean anything: fewer models, seeds, steps, and a corpus cut to 300 kB.
+Hardware: two CPU cores. Time: 6 to 8 minutes. JAXEFF_ABLATION=reduced makes it a check of about a minute whose numbers mean
+nothing: three small models, one seed fewer, a few steps each, and 300 kB of the text.
 """
 
 import os
@@ -11,5 +11,67 @@ import os
 from jaxeff.core.errors import UserError
 from jaxeff.data import Data, PythonDocs, SentencePiece
 from jaxeff.lab.ablation import Ablation, Variant
-from jaxeff.mixers.gqa import MHA, MQA, GQA, SlidingWindow
-from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers import GQA, MHA, MQA, LinearAttention, SlidingWindow
+from jaxeff.models.block import Block
+from jaxeff.models.lm import LM
+from jaxeff.train.experiment import Experiment, Train
+from jaxeff.train.optim import Optim
+
+VOCABULARY = 1024
+
+
+def ablation() -> Ablation:
+    """The whole, or the reduced form where JAXEFF_ABLATION=reduced."""
+    size = os.environ.get("JAXEFF_ABLATION", "full")
+    if size not in ("full", "reduced"):
+        raise UserError(f"JAXEFF_ABLATION must be full or reduced, found {size!r}")
+    return reduced() if size == "reduced" else full()
+
+
+def full() -> Ablation:
+    """Five models of 1 M parameters."""
+    mixers = {
+        "mha": MHA(n_heads=4),
+        "gqa": GQA(n_heads=4, n_kv_heads=2),
+        "mqa": MQA(n_heads=4),
+        "window": SlidingWindow(n_heads=4, window=64),
+        "linear": LinearAttention(n_heads=4),
+    }
+    return Ablation(
+        name="quickstart",
+        description="Five sequence mixers in one Transformer of equal size, trained on the documentation of this Python.",
+        base=Experiment(
+            model=LM(vocab_size=VOCABULARY, d_model=128, repeats=4),
+            data=Data(PythonDocs(), SentencePiece(vocab_size=VOCABULARY), seq_len=256, batch_size=4),
+            optim=Optim("adamw", schedule="cosine", warmup=0.1),
+            train=Train(steps=240, log_every=4),
+        ),
+        variants=tuple(Variant(name, (Block(mixer),)) for name, mixer in mixers.items()),
+        lrs=(2e-3, 5e-3, 1.2e-2),
+        seeds=(0, 1, 2),
+        sweep_steps=80,
+        contexts=(256, 1024),
+    )
+
+
+def reduced() -> Ablation:
+    """The same steps from corpus to report, small enough to check a change with."""
+    mixers = {"mha": MHA(n_heads=2), "mqa": MQA(n_heads=2), "linear": LinearAttention(n_heads=2)}
+    return Ablation(
+        name="quickstart-reduced",
+        description="A check that everything works: these runs are too short for their numbers to mean anything.",
+        base=Experiment(
+            model=LM(vocab_size=512, d_model=64, repeats=2),
+            data=Data(PythonDocs(), SentencePiece(vocab_size=512), seq_len=128, batch_size=4, max_bytes=300_000),
+            optim=Optim("adamw", schedule="cosine", warmup=0.1),
+            train=Train(steps=20, log_every=1),
+        ),
+        variants=tuple(Variant(name, (Block(mixer),)) for name, mixer in mixers.items()),
+        lrs=(5e-3, 1.2e-2),
+        seeds=(0, 1),
+        sweep_steps=8,
+        contexts=(64, 256),
+        decode_tokens=8,
+        timing_rounds=2,
+        environment="JAXEFF_ABLATION=reduced",
+    )

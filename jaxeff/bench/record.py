@@ -2,16 +2,15 @@
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxeff.core.errors import UserError
+from jaxeff.lab import machine as lab
 
 
 def record(name: str, *, ours: float, peer: float, unit: str, ratio: float, meaning: str,
@@ -26,24 +25,10 @@ def record(name: str, *, ours: float, peer: float, unit: str, ratio: float, mean
 
 
 def machine() -> dict:
-    """This machine and the versions that matter for a timing."""
-    device = jax.devices()[0]
+    """This machine, how busy it is with other things (processes that want to run, a minute's mean), and the versions."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "processor": _processor(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(), "load": load, "system": f"{platform.system()} {platform.machine()}",
-        "backend": jax.default_backend(), "device": device.device_kind, "devices": jax.device_count(),
-        "python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return {**lab.machine(), "cores": cores, "load": load, "backend": jax.default_backend(), **lab.versions()}
 
 
 def write(entry: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -78,7 +63,8 @@ def show(entry: Mapping[str, Any], file=None) -> None:
     box = entry["machine"]
     console.print(f"ratio {_cell(entry['ratio'])}: {entry['meaning']} "
                   f"(ours {_cell(entry['ours'])}, peer {_cell(entry['peer'])} {entry['unit']})")
-    console.print(f"{box['processor']}, {box['cores']} cores, {box['backend']} {box['device']}, jax {box['jax']}, "
+    load = "" if box["load"] is None else f", load {box['load']:.1f}"
+    console.print(f"{box['processor']}, {box['cores']} cores{load}, {box['device']}, jax {box['jax']}, "
                   f"python {box['python']}")
 
 

@@ -149,7 +149,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _pair(text: str) -> tuple[int, int]:
-    parts = _numbers(text.replace("x", ","))
-    if len(parts) != 2:
-        raise UserError(f"a size is TIMExBATCH, such as 256x4, found {text!r}")
-    return parts[0], parts[1]
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise UserError(f"a size is TIMExBATCH, such as 256x4; found {text!r}")
+    return int(parts[0]), int(parts[1])

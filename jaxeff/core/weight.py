@@ -9,6 +9,8 @@ import abc
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import matmul
+
 
 class Weight(abc.ABC):
     """A weight that is not a plain array. Subclasses are registered pytrees whose leaves are arrays (or Specs)."""
@@ -30,7 +32,7 @@ def einsum(eqn: str, x: jax.Array, w) -> jax.Array:
     """`jnp.einsum(eqn, x, w)` in x's dtype: the activation's dtype is the compute dtype."""
     if isinstance(w, Weight):
         return w.einsum(eqn, x)
-    return jnp.einsum(eqn, x, w.astype(x.dtype))
+    return matmul.einsum(eqn, x, w.astype(x.dtype))
 
 
 def take(w, ids: jax.Array, dtype) -> jax.Array:

@@ -14,7 +14,9 @@ PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax", "grain", "sentencepiece")
 def machine() -> dict[str, str]:
     """Device, processor and system."""
     device = jax.devices()[0]
-    kind = f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores"
+    kind = (
+        f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores"
+    )
     return {"device": kind, "processor": processor(), "system": f"{platform.system()} {platform.machine()}"}
 
 

@@ -9,6 +9,9 @@ SIZE = """
 Every model has the parameter count of {baseline} within {tolerance:.0%}: the width of its MLP is solved for, all other sizes
 are equal. Counts come from the declared parameters."""
 
+UNMATCHED = """
+Sizes were not matched: all but the mixer is equal, so the models differ in their number of parameters."""
+
 DATA = """
 All models read the same batches in the same order at one seed. A document's split is decided by a hash of its text, and the
 tokenizer was trained on the training split alone. Bits per byte counts the bytes of text that the predicted tokens stand for,
@@ -49,9 +52,10 @@ PARTS = {
 def method(results: Results) -> str:
     """The parts above with the numbers of this ablation, as an HTML list."""
     p = results.protocol
+    parts = PARTS if p.get("tolerance") else PARTS | {"Size": UNMATCHED}
     words = {
         "baseline": results.baseline,
-        "tolerance": p.get("tolerance", 0.01),
+        "tolerance": p.get("tolerance") or 0.0,
         "sweep_steps": p.get("sweep_steps", "?"),
         "sweep_seed": p.get("sweep_seed", "?"),
         "steps": p.get("steps", "?"),
@@ -59,5 +63,5 @@ def method(results: Results) -> str:
         "seeds": ", ".join(map(str, p.get("seeds", ()))),
         "interval": METHOD,
     }
-    items = (f"<strong>{name}.</strong> {html.escape(text.strip().format(**words))}" for name, text in PARTS.items())
+    items = (f"<strong>{name}.</strong> {html.escape(text.strip().format(**words))}" for name, text in parts.items())
     return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as RichProgress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as RichProgress
 
 
 class Progress:
@@ -19,13 +20,14 @@ class Progress:
 
     def __init__(self):
         self.n_parts = self.n_done = 0
-        self.steps_total = self.steps_done = self.steps_skipped = 0
+        self.steps_total = self.steps_done = self.steps_skipped = self.steps_for_costs = 0
         self.begun = time.perf_counter()
 
     @contextlib.contextmanager
-    def running(self, n_parts: int, n_steps: int) -> Iterator[None]:
-        """For the time of the ablation: how many runs there are, and how much work in training steps, costs included."""
-        self.n_parts, self.steps_total, self.begun = n_parts, n_steps, time.perf_counter()
+    def running(self, n_parts: int, n_steps: int, for_costs: int) -> Iterator[None]:
+        """For the time of the ablation: number of runs, steps of all of them, and the work of measuring costs, as steps."""
+        self.n_parts, self.steps_total, self.steps_for_costs = n_parts, n_steps + for_costs, for_costs
+        self.begun = time.perf_counter()
         with self._shown():
             yield
 
@@ -35,6 +37,10 @@ class Progress:
 
     def stage(self, text: str, done: int, total: int) -> None:
         """Something that is no training run: preparing the data, measuring costs."""
+
+    def costs(self, text: str, done: int, total: int) -> None:
+        """A stage of measuring the costs."""
+        self.stage(f"{text}, {self.left(self.steps_for_costs * done // max(1, total))} left", done, total)
 
     def skip(self, part) -> None:
         """A run that was finished before."""
@@ -84,7 +90,7 @@ class Lines(Progress):
     def stage(self, text: str, done: int, total: int) -> None:
         if text != self.text or time.perf_counter() - self.last > self.every:
             self.text = text
-            self.say(f"{text}: {done:,} of {total:,}" if total > 1 else text)
+            self.say(f"{text} ({done:,} of {total:,})" if total > 1 else text)
 
     def skip(self, part) -> None:
         super().skip(part)
@@ -139,13 +145,24 @@ class Bars(Progress):
         self.bars.start()
         self.bars.update(self.now, description=text, completed=done, total=total, note="", visible=True)
 
+    def costs(self, text: str, done: int, total: int) -> None:
+        self.stage(text, done, total)
+        self._whole(self.steps_for_costs * done // max(1, total))
+
     def skip(self, part) -> None:
         super().skip(part)
         self._whole()
 
     def begin(self, part) -> None:
         super().begin(part)
-        self.bars.update(self.now, description=f"{part.model} {part.name}", completed=0, total=part.steps, note="compiling", visible=True)
+        self.bars.update(
+            self.now,
+            description=f"{part.model} {part.name}",
+            completed=0,
+            total=part.steps,
+            note="compiling",
+            visible=True,
+        )
         self._whole()
 
     def step(self, part, step: int, loss: float, tokens_per_s: float | None) -> None:

@@ -32,6 +32,7 @@ thead th small { display: block; font-weight: 400; color: var(--soft); }
 th[scope=row], th.first { text-align: left; position: sticky; left: 0; background: #fff; }
 tbody tr:hover > * { background: var(--wash); }
 td.best { font-weight: 700; }
+td.code { text-align: left; white-space: normal; font: .88em/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 figure { margin: 1.4rem 0 2rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: .92rem; max-width: 60rem; margin-top: .4rem; }
@@ -169,26 +170,36 @@ def runs(results: Results) -> str:
     seeds = sorted({seed for row in results.rows for seed in row.test})
     lrs = sorted({lr for row in results.rows for lr in row.sweep})
 
-    def lines(keys, values, best):
-        return "".join(
-            f'<tr><th scope="row">{_(row.name)}</th>'
-            + "".join(_cell(values(row).get(key), key == best(row)) for key in keys) + "</tr>" for row in results.rows)  # fmt: skip
+    def lines(cells) -> str:
+        return "".join(f'<tr><th scope="row">{_(row.name)}</th>{cells(row)}</tr>' for row in results.rows)
 
     tests = _small(
         "Test bits per byte for each seed.",
-        [f"seed {s}" for s in seeds],
-        lines(seeds, lambda row: row.test, lambda row: None),
+        [f"seed {seed}" for seed in seeds],
+        lines(lambda row: "".join(_cell(row.test.get(seed, "")) for seed in seeds)),
     )
-    sweep = _small("Learning-rate sweep: validation bits per byte after the short runs. The rate that was kept is bold.",
-                   [f"lr {lr:g}" for lr in lrs], lines(lrs, lambda row: row.sweep, lambda row: row.best_lr))  # fmt: skip
-    sizes = _small("What was built.", ["mixer", "MLP width", "parameters"], "".join(
-        f'<tr><th scope="row">{_(row.name)}</th><td style="text-align:left;white-space:normal"><code>{_(row.mixer)}</code></td>'
-        f"<td>{_(row.d_hidden or '')}</td><td>{row.n_parameters:,}</td></tr>" for row in results.rows))  # fmt: skip
+    sweep = _small(
+        "Learning-rate sweep: validation bits per byte after the short runs. The rate that was kept is bold.",
+        [f"lr {lr:g}" for lr in lrs],
+        lines(lambda row: "".join(_cell(row.sweep.get(lr, ""), lr == row.best_lr) for lr in lrs)),
+    )
+    sizes = _small(
+        "What was built.",
+        ["MLP width", "parameters", "mixer"],
+        lines(
+            lambda row: (
+                f'<td>{row.d_hidden or ""}</td><td>{row.n_parameters:,}</td><td class="code">{_(row.mixer)}</td>'
+            )
+        ),
+    )
+    if not lrs:
+        return tests + sizes
     return tests + sweep + sizes
 
 
-def _cell(value: float | None, best: bool) -> str:
-    return f"<td{' class=best' if best else ''}>{'' if value is None else f'{value:.4f}'}</td>"
+def _cell(value: float | str | None, best: bool = False) -> str:
+    text = "diverged" if value is None else value if isinstance(value, str) else f"{value:.4f}"
+    return f'<td class="best">{text}</td>' if best else f"<td>{text}</td>"
 
 
 def _small(caption: str, heads: list[str], lines: str) -> str:

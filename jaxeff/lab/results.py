@@ -23,9 +23,9 @@ class Decode:
 class Row:
     """One model: what it is, how good it is for each seed, and what it costs. Costs are None where the backend does not tell.
 
-    sweep: learning rate -> bits per byte on the validation split. test: seed -> bits per byte on the test split.
-    curves: seed -> (steps, training loss in nats per token). memory_bytes: what one training step needs beside the parameters,
-    optimizer state and batch.
+    sweep: learning rate -> bits per byte on the validation split, None where training diverged. test: seed -> bits per byte on
+    the test split. curves: seed -> (steps, training loss in nats per token). memory_bytes: what one training step needs
+    beside the parameters, optimizer state and batch.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Row:
     n_parameters: int
     d_hidden: int | None
     best_lr: float
-    sweep: dict[float, float]
+    sweep: dict[float, float | None]
     test: dict[int, float]
     curves: dict[int, tuple[list[int], list[float]]]
     tokens_per_s: float | None = None

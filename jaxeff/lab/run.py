@@ -59,7 +59,11 @@ class Job:
     def sweep(self, model: str) -> list[Part]:
         """The short runs; none when there is one rate only."""
         a = self.ablation
-        return [self._part(model, f"lr-{lr:g}", lr, a.seeds[0], a.sweep_steps, "validation") for lr in a.lrs if len(a.lrs) > 1]
+        return [
+            self._part(model, f"lr-{lr:g}", lr, a.seeds[0], a.sweep_steps, "validation")
+            for lr in a.lrs
+            if len(a.lrs) > 1
+        ]
 
     def finals(self, model: str, lr: float) -> list[Part]:
         """The runs whose numbers are reported."""
@@ -81,7 +85,9 @@ class Job:
             return None
         finite = {lr: value for lr, value in found.items() if value is not None}
         if not finite:
-            raise UserError(f"model {model!r} diverged at every learning rate of the sweep: {', '.join(map(str, found))}")
+            raise UserError(
+                f"model {model!r} diverged at every learning rate of the sweep: {', '.join(map(str, found))}"
+            )
         return min(sorted(finite), key=finite.get)
 
     def swept(self, model: str) -> dict[float, float | None] | None:
@@ -104,7 +110,9 @@ class Job:
         self.progress.begin(part)
         result = self.train(part, self.units.run_dir(part.model, part.name), self.prepared, self.progress)
         if part.split == "test" and result["bits_per_byte"] is None:
-            raise UserError(f"model {part.model!r}, {part.name}: training diverged at lr={part.experiment.optim.lr:g}, which the sweep chose")
+            raise UserError(
+                f"model {part.model!r}, {part.name}: training diverged at lr={part.experiment.optim.lr:g}, which the sweep chose"
+            )
         self.units.put(part.model, part.name, self._key(part), to_json(part.experiment), result)
         self.progress.end(part, result)
 
@@ -117,7 +125,13 @@ class Job:
 
     def _cost_key(self, model: str) -> str:
         a = self.ablation
-        return key(to_json(self._cost_experiment(model)), self.prepared.fingerprint, a.contexts, a.decode_tokens, a.timing_rounds)
+        return key(
+            to_json(self._cost_experiment(model)),
+            self.prepared.fingerprint,
+            a.contexts,
+            a.decode_tokens,
+            a.timing_rounds,
+        )
 
     def ensure_costs(self, models: tuple[str, ...]) -> None:
         """Measure the costs of those models of which they are missing."""
@@ -127,18 +141,22 @@ class Job:
         a, batches = self.ablation, self.prepared.train()
         batch = next(batches)
         batches.close()
-        found = measure(missing, batch, a.contexts, a.decode_tokens, a.timing_rounds, self.progress.stage)
+        found = measure(missing, batch, a.contexts, a.decode_tokens, a.timing_rounds, self.progress.costs)
         for model, costs in found.items():
             self.units.put(model, "cost", self._cost_key(model), to_json(missing[model]), costs)
 
     def row(self, model: str, reproduce: str) -> Row | None:
         """The finished row of a model, costs left open where they are not measured; None before all its runs are finished."""
         lr = self.best_lr(model)
-        parts = {} if lr is None else {seed: self.get(p) for seed, p in zip(self.ablation.seeds, self.finals(model, lr))}
+        parts = (
+            {} if lr is None else {seed: self.get(p) for seed, p in zip(self.ablation.seeds, self.finals(model, lr))}
+        )
         if not parts or None in parts.values():
             return None
         built, costs = self.ablation.model(model), self.costs(model) or {}
-        mlp = next((block.mlp for segment in built.segments for block in segment.pattern if hasattr(block.mlp, "hidden")), None)
+        mlp = next(
+            (block.mlp for segment in built.segments for block in segment.pattern if hasattr(block.mlp, "hidden")), None
+        )
         return Row(
             name=model,
             mixer=", ".join(describe(block.mixer) for segment in built.segments for block in segment.pattern),
@@ -155,14 +173,14 @@ class Job:
             reproduce=reproduce,
         )
 
-    def work(self, models: tuple[str, ...]) -> tuple[int, int]:
-        """(number of runs, their steps and something for the costs)."""
+    def work(self, models: tuple[str, ...]) -> tuple[int, int, int]:
+        """Number of runs, the steps of all, and the work of measuring costs in steps."""
         a = self.ablation
         n_sweep = len(a.lrs) if len(a.lrs) > 1 else 0
         steps = n_sweep * a.sweep_steps + len(a.seeds) * a.base.train.steps
         # Compiling and timing the programs of one model takes about as long as one of its final runs.
         costs = sum(a.base.train.steps for model in models if self.costs(model) is None)
-        return len(models) * (n_sweep + len(a.seeds)), len(models) * steps + costs
+        return len(models) * (n_sweep + len(a.seeds)), len(models) * steps, costs
 
     def seconds(self) -> float:
         """Time of all finished runs."""
@@ -212,7 +230,9 @@ def run(
 def identity(ablation: Ablation, fingerprint: str) -> dict[str, Any]:
     """What a folder of results is for; the description may change."""
     plain = to_json(dataclasses.replace(ablation, description=""))
-    return json.loads(json.dumps({"ablation": plain, "corpus": fingerprint, "versions": versions(), "device": machine()["device"]}))
+    return json.loads(
+        json.dumps({"ablation": plain, "corpus": fingerprint, "versions": versions(), "device": machine()["device"]})
+    )
 
 
 def collect(job: Job, command: str) -> Results:
@@ -241,7 +261,8 @@ def collect(job: Job, command: str) -> Results:
             "tolerance": a.tolerance if a.match == "parameters" else None,
             "batch": [a.base.data.batch_size, a.base.data.seq_len],
         },
-        corpus={"fingerprint": job.prepared.fingerprint} | {k: v for k, v in statistics.items() if k not in ("fingerprint", "seconds", "records")},
+        corpus={"fingerprint": job.prepared.fingerprint}
+        | {k: v for k, v in statistics.items() if k not in ("fingerprint", "seconds", "records")},
         machine=machine(),
         versions=versions(),
         command=f"{prefix} --workdir {shlex.quote(str(folder))}",
@@ -258,5 +279,7 @@ def describe(value: Any) -> str:
     """A dataclass with those fields only that differ from their defaults: `GQA(n_heads=4, n_kv_heads=1)`."""
     if not dataclasses.is_dataclass(value):
         return repr(value)
-    fields = [f for f in dataclasses.fields(value) if f.init and f.name != "d_model" and getattr(value, f.name) != f.default]
+    fields = [
+        f for f in dataclasses.fields(value) if f.init and f.name != "d_model" and getattr(value, f.name) != f.default
+    ]
     return f"{type(value).__name__}({', '.join(f'{f.name}={describe(getattr(value, f.name))}' for f in fields)})"

@@ -92,6 +92,14 @@ def test_xla_agrees_where_there_is_no_loop():
     assert flops(step, *args)["total"] == pytest.approx(theirs, rel=0.02)
 
 
+def test_xla_agrees_on_a_whole_unrolled_model():
+    plain = LM(64, 32, (Block(GQA(n_heads=4, n_kv_heads=2, impl="reference"), MLP(d_hidden=48)),), 2, scan=False)
+    step = jax.grad(functools.partial(loss, plain))
+    args = jaxeff.abstract(plain.specs()), shape(2, 32, dtype=jnp.int32)
+    theirs = jax.jit(step).lower(*args).compile().cost_analysis()["flops"]
+    assert flops(step, *args)["total"] == pytest.approx(theirs, rel=0.1)
+
+
 def test_memory_of_a_compiled_program():
     compiled = jax.jit(lambda a: (a @ a.T).sum()).lower(shape(128, 4)).compile()
     found = memory(compiled)

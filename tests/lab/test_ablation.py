@@ -1,0 +1,190 @@
+"""The protocol, with training replaced by a table: what is run, in which order, once, and for which config."""
+
+import dataclasses
+import json
+
+import pytest
+
+import jaxeff
+from jaxeff.core.errors import UserError
+from jaxeff.data import Bytes, Data, Grammar
+from jaxeff.lab.ablation import Ablation, Variant, load
+from jaxeff.lab.progress import Lines
+from jaxeff.lab.run import describe, run
+from jaxeff.mixers import GQA, MHA, MQA
+from jaxeff.models.block import Block
+from jaxeff.models.lm import LM
+from jaxeff.train.experiment import Experiment, Train
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("JAXEFF_CACHE", str(tmp_path_factory.getbasetemp() / "jaxeff-cache"))
+
+
+def small(**changes) -> Ablation:
+    fields = {
+        "name": "small",
+        "base": Experiment(
+            model=LM(vocab_size=259, d_model=32, repeats=2),
+            data=Data(Grammar(n_documents=60), Bytes(), seq_len=32, batch_size=2),
+            train=Train(steps=6, log_every=2),
+        ),
+        "variants": (Variant("mha", (Block(MHA(n_heads=2)),)), Variant("mqa", (Block(MQA(n_heads=2)),))),
+        "lrs": (0.001, 0.01),
+        "seeds": (0, 1),
+        "sweep_steps": 3,
+        "contexts": (8, 16),
+        "decode_tokens": 2,
+        "timing_rounds": 1,
+    }
+    return Ablation(**fields | changes)
+
+
+class Table:
+    """Stands for training: bits per byte by (model, learning rate), and a list of what was asked for."""
+
+    def __init__(self, bits=lambda part: 2.0, stop_after=None):
+        self.bits, self.stop_after, self.done = bits, stop_after, []
+
+    def __call__(self, part, workdir, prepared, progress):
+        if self.stop_after is not None and len(self.done) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.done.append((part.model, part.name))
+        progress.step(part, part.steps, 1.0, 100.0)
+        return {"bits_per_byte": self.bits(part), "steps": [1, 2], "losses": [3.0, 2.0], "seconds": 0.1}
+
+
+@pytest.fixture
+def no_costs(monkeypatch):
+    """Costs that need no compiler."""
+
+    def measure(experiments, batch, contexts, *rest):
+        decode = [{"context": c, "first_token_s": 0.1, "token_s": 0.01, "state_bytes": 8} for c in contexts]
+        return {
+            n: {"tokens_per_s": 1e4, "flops_per_token": 1e6, "memory": {"temporary": 9}, "decode": decode}
+            for n in experiments
+        }
+
+    monkeypatch.setattr("jaxeff.lab.run.measure", measure)
+
+
+EVERY = [(m, p) for m in ("mha", "mqa") for p in ("lr-0.001", "lr-0.01", "seed-0", "seed-1")]
+
+
+def test_models_are_the_outer_loop_and_every_part_is_run_once(tmp_path, no_costs):
+    table = Table()
+    results = run(small(), tmp_path, train=table)
+    assert table.done == EVERY
+    assert [row.name for row in results.rows] == ["mha", "mqa"] and not results.missing
+    again = Table()
+    assert run(small(), tmp_path, train=again) == results
+    assert again.done == []
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert json.loads((tmp_path / "results.json").read_text())["rows"][1]["difference"]["mean"] == 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 5, 7])
+def test_an_interrupted_ablation_goes_on_with_what_is_missing(tmp_path, no_costs, n):
+    first, second = Table(stop_after=n), Table()
+    with pytest.raises(KeyboardInterrupt):
+        run(small(), tmp_path, train=first)
+    run(small(), tmp_path, train=second)
+    assert first.done + second.done == EVERY
+
+
+def test_the_best_rate_on_validation_is_kept_and_the_edge_marked(tmp_path, no_costs):
+    seen = []
+
+    def bits(part):
+        lr, best = part.experiment.optim.lr, {"mha": 0.01, "mqa": 0.003}[part.model]
+        seen.append((part.model, part.split, lr))
+        return abs(lr - best) + 1
+
+    results = run(small(lrs=(0.001, 0.003, 0.01)), tmp_path, train=Table(bits))
+    assert [row.best_lr for row in results.rows] == [0.01, 0.003]
+    assert [row.lr_at_edge for row in results.rows] == [True, False]
+    assert {(model, lr) for model, split, lr in seen if split == "test"} == {("mha", 0.01), ("mqa", 0.003)}
+
+
+def test_a_rate_that_diverges_loses_and_all_of_them_are_an_error(tmp_path, no_costs):
+    results = run(small(), tmp_path / "a", train=Table(lambda part: None if part.experiment.optim.lr == 0.01 else 2.0))
+    assert results.rows[0].best_lr == 0.001 and results.rows[0].sweep[0.01] is None
+    assert Table and "diverged" in (tmp_path / "a" / "report.html").read_text()
+    with pytest.raises(UserError, match="'mha' diverged at every learning rate"):
+        run(small(), tmp_path / "b", train=Table(lambda part: None))
+
+
+def test_only_one_model(tmp_path, no_costs):
+    table = Table()
+    results = run(small(), tmp_path, only="mqa", train=table)
+    assert table.done == EVERY[4:]
+    assert results.missing == ("mha",) and results.rows[0].difference(results.baseline_row) is None
+    assert "--only mqa" in results.rows[0].reproduce
+    with pytest.raises(UserError, match="no model of the ablation 'small' is called 'mqq'; did you mean 'mqa'"):
+        run(small(), tmp_path, only="mqq", train=table)
+    assert run(small(), tmp_path, train=table).missing == ()
+    assert sorted(table.done) == sorted(EVERY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"sweep_steps": 4}, "ablation.sweep_steps: 3 there, 4 now"),
+        (
+            {"base": dataclasses.replace(small().base, train=Train(steps=7, log_every=2))},
+            "base.train.steps: 6 there, 7 now",
+        ),
+        (
+            {"base": dataclasses.replace(small().base, data=Data(Grammar(n_documents=70), Bytes(), seq_len=32))},
+            "n_documents: 60",
+        ),
+    ],
+)
+def test_another_config_never_shares_the_folder(tmp_path, no_costs, changed, says):
+    run(small(), tmp_path, train=Table())
+    with pytest.raises(UserError, match=says):
+        run(small(**changed), tmp_path, train=Table())
+
+
+def test_models_match_and_share_the_order_of_the_data():
+    ablation = small()
+    a, b = (ablation.experiment(name, 0.01, seed=1) for name in ablation.names)
+    assert a.data == b.data and a.data.seed == a.seed == b.seed == 1
+    sizes = [jaxeff.count(ablation.model(name).specs()) for name in ablation.names]
+    assert abs(sizes[1] / sizes[0] - 1) <= 0.01
+    plain = dataclasses.replace(ablation, match="none")
+    assert jaxeff.count(plain.model("mqa").specs()) < 0.99 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"variants": ()}, "variants must be at least one"),
+        ({"seeds": (1, 1)}, "seeds must be at least one and all different"),
+        ({"lrs": ()}, "lrs must be at least one"),
+        ({"sweep_steps": 0}, "sweep_steps must be at least 1"),
+    ],
+)
+def test_impossible_ablations_are_refused(changed, says):
+    with pytest.raises(UserError, match=says):
+        small(**changed)
+
+
+def test_plain_lines_tell_model_run_step_and_time_left(tmp_path, no_costs, capsys):
+    run(small(), tmp_path, train=Table(), progress=Lines(every=0.0))
+    out = capsys.readouterr().out
+    assert "[1/8] mha lr-0.001: 3 steps, lr 0.001, seed 0" in out
+    assert "[8/8] mqa seed-1: step 6 of 6 loss 1.000 100 tokens/s" in out
+    assert "[8/8] mqa seed-1: test 2.0000 bits per byte" in out and " left" in out
+
+
+def test_a_config_without_an_ablation(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("def ablation():\n    return 3\n")
+    with pytest.raises(UserError, match="must return an Ablation, found int"):
+        load(path)
+
+
+def test_descriptions_leave_defaults_out():
+    assert describe(GQA(d_model=8, n_heads=2, window=3)) == "GQA(n_heads=2, window=3)"
