@@ -1,20 +1,22 @@
 """A small GQA language model on the documentation of your own Python.
 
-    jaxeff train configs/quickstart.py --workdir runs/gqa
-    jaxeff eval --workdir runs/gqa --split test
-    jaxeff generate --workdir runs/gqa --prompt "Return the" --max-tokens 60
+command    jaxeff train configs/quickstart.py --workdir runs/first
+hardware   two CPU cores
+time       about 3 minutes
+expected   validation bits per byte
 """
 
 from jaxeff.data import Data, PythonDocs, SentencePiece
-from jaxeff.models import LM
+from jaxeff.mixers import GQA, MLP
+from jaxeff.models import LM, Block
 from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.optim import Optim
 
 
-def config() -> Experiment:
+def config():
     return Experiment(
-        model=LM(vocab_size=1024, d_model=128, pattern=("gqa",), repeats=4),
+        model=LM(vocab_size=1024, d_model=128, pattern=(Block(GQA(), MLP()),), repeats=4),
         data=Data(source=PythonDocs(), tokenizer=SentencePiece(vocab_size=1024), seq_len=256, batch_size=8),
-        optim=Optim(lr=3e-3),
-        train=Train(steps=500, eval_every=100, save_every=100),
+        optim=Optim(name="adamw", lr=3e-3, schedule="cosine"),
+        train=Train(steps=500, log_every=10, eval_every=100, save_every=100),
     )

@@ -1,144 +1,170 @@
 """`jaxeff`: a thin layer over functions that a notebook can call too.
 
-A UserError is one line on stderr and exit code 2; any other error keeps its traceback.
+Exit status: 0 when done (or stopped by a signal, and saved), 2 when the user can put it right (one line on stderr), and
+whatever Python says, with a traceback, when the fault is ours.
 """
 
 import argparse
-import json
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 
 from jaxeff.core.errors import UserError
 
 
-def train(args) -> None:
-    """Train a config in a workdir; the same command goes on after an interruption."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="jaxeff", description="Efficient language models: train, evaluate, generate, compare.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train a config, or go on where it was interrupted")
+    train.add_argument("config", metavar="CONFIG", help="a Python file with config() -> Experiment")
+    train.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a field: train.steps=100")
+    _workdir(train)
+
+    evaluate = commands.add_parser("eval", help="loss, perplexity and bits per byte of a trained model")
+    evaluate.add_argument("--split", default="validation", help="train, validation (default) or test")
+    _workdir(evaluate)
+
+    generate = commands.add_parser("generate", help="sample text from a trained model")
+    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--max-tokens", type=int, default=100)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--top-p", type=float)
+    generate.add_argument("--min-p", type=float)
+    generate.add_argument("--seed", type=int, default=0)
+    _workdir(generate)
+
+    ablate = commands.add_parser("ablate", help="compare models at equal size, with seeds and intervals")
+    ablate.add_argument("config", metavar="CONFIG", help="a Python file with ablation() -> Ablation")
+    ablate.add_argument("--only", metavar="NAME", help="one model of the ablation")
+    _workdir(ablate)
+
+    bench = commands.add_parser("bench", help="measure ourselves; `jaxeff bench` lists what", add_help=False)
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, metavar="NAME ...")
+    return top
+
+
+def _workdir(command: argparse.ArgumentParser):
+    command.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+
+
+# Each command imports what it needs: `jaxeff --help` does not wait for JAX.
+
+
+def train(args: argparse.Namespace) -> None:
+    """`jaxeff train`."""
     from jaxeff.train.experiment import load
     from jaxeff.train.loop import fit, on_signal
     from jaxeff.train.overrides import override
     from jaxeff.train.progress import shown
 
     experiment = override(load(args.config), args.set)
-    with shown() as report, on_signal() as stop:
+    with on_signal() as stop, shown() as report:
         result = fit(experiment, args.workdir, report=report, stop=stop)
     if result.stopped:
-        print(f"stopped at step {result.step} of {experiment.train.steps} and saved; the same command goes on from there")
-    else:
-        score = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte on validation"
-        print(f"{args.workdir}: finished {result.step} steps{score}")
+        again = shlex.join(["jaxeff", *sys.argv[1:]])
+        print(f"stopped and saved at step {result.step} of {experiment.train.steps}; to go on: {again}", flush=True)
+        return
+    score = "" if result.bits_per_byte is None else f": validation {result.bits_per_byte:.4f} bits per byte"
+    print(f"trained {result.step} steps in {args.workdir}{score}")
 
 
-def evaluate(args) -> None:
-    """Loss, perplexity and bits per byte of a run's newest checkpoint."""
+def evaluate(args: argparse.Namespace) -> None:
+    """`jaxeff eval`."""
     from jaxeff.evaluate.perplexity import evaluate
-    from jaxeff.train.loop import restore_weights
-    from jaxeff.train.workdir import stored
+    from jaxeff.train.progress import shown
+    from jaxeff.train.trained import load_trained
 
-    experiment = stored(args.workdir)
-    prepared = experiment.data.prepare()
-    batches = prepared.eval(args.split)
-    weights, step = restore_weights(args.workdir)
-    found = evaluate(
-        experiment.model, weights, batches, prepared.tokenizer.token_bytes, policy=experiment.policy, mesh=experiment.mesh.make()
-    )
-    print(json.dumps({"step": step, "split": args.split, **found}) if args.json else readings(step, args.split, found))
-
-
-def readings(step: int, split: str, found) -> str:
-    """The result of an evaluation in words."""
-    return (
-        f"step {step}, {split}: loss {found['loss']:.4f} nats per token, perplexity {found['perplexity']:.3f},"
-        f" {found['bits_per_byte']:.4f} bits per byte ({found['n_tokens']:,} tokens, {found['n_bytes']:,} bytes)"
-    )
+    with shown() as report:
+        run = load_trained(args.workdir, report)
+        batches = run.prepared.eval(args.split)
+        bytes_V = run.prepared.tokenizer.token_bytes
+        found = evaluate(
+            run.experiment.model, run.weights, batches, bytes_V, policy=run.experiment.policy, report=report.stage
+        )
+    print(f"{args.split} at step {run.step}: loss {found['loss']:.4f} nats per token, perplexity {found['perplexity']:.2f},"
+          f" {found['bits_per_byte']:.4f} bits per byte ({found['n_tokens']:,} tokens, {found['n_bytes']:,} bytes)")  # fmt: skip
 
 
-def generate(args) -> None:
-    """Continue a prompt with a run's newest checkpoint."""
+def generate(args: argparse.Namespace) -> None:
+    """`jaxeff generate`."""
     import jax
+    import numpy as np
 
     from jaxeff.models.generate import generate
-    from jaxeff.train.loop import restore_weights
-    from jaxeff.train.workdir import stored
+    from jaxeff.train.progress import Silent
+    from jaxeff.train.trained import load_trained
 
-    experiment = stored(args.workdir)
-    tokenizer = experiment.data.prepare().tokenizer
-    weights, _ = restore_weights(args.workdir)
-    tokens = generate(
-        experiment.model, weights, [[tokenizer.bos_id, *tokenizer.encode(args.prompt)]], args.max_tokens,
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
-        key=jax.random.key(args.seed), eos=tokenizer.eos_id, policy=experiment.policy,
-    )[0].tolist()  # fmt: skip
-    if tokenizer.eos_id in tokens:
-        tokens = tokens[: tokens.index(tokenizer.eos_id)]
-    print(args.prompt + tokenizer.decode(tokens))
+    run = load_trained(args.workdir, Silent())
+    tokenizer = run.prepared.tokenizer
+    ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
+    tokens_BN = generate(
+        run.experiment.model,
+        run.weights,
+        np.asarray([ids], np.int32),
+        args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        key=jax.random.key(args.seed),
+        eos=tokenizer.eos_id,
+        policy=run.experiment.policy,
+    )
+    new = [int(token) for token in np.asarray(tokens_BN[0])]
+    new = new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new
+    print(args.prompt + tokenizer.decode(ids + new)[len(tokenizer.decode(ids)) :])
 
 
-def ablate(args) -> None:
-    """Compare models fairly; writes results.json and report.html, and prints the table."""
+def ablate(args: argparse.Namespace) -> None:
+    """`jaxeff ablate`."""
     from jaxeff.lab.command import ablate
 
     ablate(args.config, args.workdir, args.only)
 
 
-def bench(args) -> None:
-    """Run a benchmark."""
-    from jaxeff.bench.registry import add_arguments, run
+def bench(args: argparse.Namespace) -> None:
+    """`jaxeff bench`."""
+    from jaxeff.bench import registry
 
-    bench_parser = argparse.ArgumentParser(prog="jaxeff bench")
-    add_arguments(bench_parser)
-    options = vars(bench_parser.parse_args(args.arguments))
-    run(options.pop("benchmark"), **options)
+    inner = argparse.ArgumentParser(prog="jaxeff bench")
+    registry.add_arguments(inner)
+    options = vars(inner.parse_args(args.arguments))
+    registry.run(options.pop("benchmark"), options.pop("json", None), **options)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    root = argparse.ArgumentParser(prog="jaxeff", description="Efficient language-model architectures and adaptation in JAX.")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, function):
-        sub = commands.add_parser(name, help=function.__doc__.splitlines()[0], description=function.__doc__)
-        sub.set_defaults(function=function)
-        return sub
-
-    sub = command("train", train)
-    sub.add_argument("config", help="a Python file with `def config() -> Experiment`")
-    sub.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, run.json")
-    sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. model.d_model=512")
-
-    sub = command("eval", evaluate)
-    sub.add_argument("--workdir", required=True)
-    sub.add_argument("--split", default="validation", help="train, validation or test (default: validation)")
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
-
-    sub = command("generate", generate)
-    sub.add_argument("--workdir", required=True)
-    sub.add_argument("--prompt", default="", help="the text to go on from (default: the start of a document)")
-    sub.add_argument("--max-tokens", type=int, default=100)
-    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    sub.add_argument("--top-k", type=int)
-    sub.add_argument("--top-p", type=float)
-    sub.add_argument("--min-p", type=float)
-    sub.add_argument("--seed", type=int, default=0)
-
-    sub = command("ablate", ablate)
-    sub.add_argument("config", help="a Python file with `def ablation() -> Ablation`")
-    sub.add_argument("--workdir", required=True, help="folder of the results; an interrupted ablation goes on there")
-    sub.add_argument("--only", metavar="NAME", help="one model of the ablation")
-
-    sub = command("bench", bench)
-    sub.add_argument("arguments", nargs=argparse.REMAINDER, help="NAME and its options; without NAME, the list of benchmarks")
-    return root
+COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "ablate": ablate, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script. Returns the exit code."""
+    """Runs one command; returns the exit status."""
     args = parser().parse_args(argv)
     try:
-        args.function(args)
+        COMMANDS[args.command](args)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"jaxeff: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except BrokenPipeError:
+        # The reader of our output went away (`jaxeff eval ... | head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        # The file system's refusals are no bug of ours, wherever they strike.
+        from jaxeff.train.checkpoint import refusal
+
+        reason = refusal(error)
+        if reason is None:
+            raise
+        return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
     return 0
+
+
+def _refuse(text: str) -> int:
+    print("jaxeff: error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    return 2
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Programs here run for milliseconds and compile for seconds: the same programs, compiled quickly.
+jax.config.update("jax_disable_most_optimizations", True)
 
 from hypothesis import settings  # noqa: E402
 

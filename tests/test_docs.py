@@ -1,5 +1,6 @@
 """The documentation is true: its Python runs, its `jaxeff` commands parse, its links and make targets exist."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -49,11 +50,16 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_jaxeff_commands_parse(line):
+    from jaxeff.bench import registry
     from jaxeff.cli import parser
 
     words = shlex.split(line, comments=True)
     words = words[words.index("jaxeff") + 1 :]
-    parser().parse_args([word for word in words if not word.startswith("|")])
+    arguments = parser().parse_args(words)
+    if words[0] == "bench":
+        benchmark = argparse.ArgumentParser()
+        registry.add_arguments(benchmark)
+        assert benchmark.parse_args(arguments.arguments).benchmark
     for word in words:
         if word.startswith("configs/") and "X" not in word:
             assert (ROOT / word).is_file(), f"{word} is not there"

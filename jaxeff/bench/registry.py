@@ -24,21 +24,31 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """NAME, --json, and the options of every benchmark, each with its default."""
-    names = parser.add_subparsers(dest="benchmark", required=True, metavar="NAME")
+    """Gives `parser` a NAME, --json, and the options of that benchmark, each with its default."""
+    names = parser.add_subparsers(dest="benchmark", metavar="NAME", help="without it, the list of benchmarks")
     for name, function in BENCHMARKS.items():
-        summary = inspect.getdoc(function).splitlines()[0]
-        one = names.add_parser(name, help=summary, description=inspect.getdoc(function),
+        one = names.add_parser(name, help=summary(function), description=inspect.getdoc(function),
                                formatter_class=argparse.RawDescriptionHelpFormatter)
-        one.add_argument("--json", metavar="FILE", help="also write the record to FILE")
+        one.add_argument("--json", metavar="FILE", help="also write the record to FILE, as one JSON object")
         for option in inspect.signature(function).parameters.values():
             one.add_argument("--" + option.name.replace("_", "-"), default=option.default, metavar="VALUE",
                              type=str if option.default is None else type(option.default),
                              help="default: " + ("none" if option.default is None else str(option.default)))
 
 
-def run(name: str, json: str | None = None, **options) -> dict:
-    """Runs a benchmark, prints its table, writes its record to the file `json` where one is named, and returns it."""
+def summary(function: Callable[..., dict]) -> str:
+    """The first line of a benchmark's docstring."""
+    return inspect.getdoc(function).splitlines()[0]
+
+
+def run(name: str | None, json: str | None = None, **options) -> dict | None:
+    """Runs a benchmark, prints its table, writes its record to the file `json` where one is named, and returns it.
+
+    Without a name, prints the list of benchmarks. Raises UserError for a name that is none.
+    """
+    if name is None:
+        print("\n".join(f"{name:18}{summary(function)}" for name, function in BENCHMARKS.items()))
+        return None
     entry = lookup(BENCHMARKS, name, "benchmark")(**options)
     show(entry)
     if json is not None:

@@ -1,5 +1,6 @@
 """What a run costs beside its steps: waiting for data, and saving."""
 
+import dataclasses
 import tempfile
 import time
 from statistics import median
@@ -8,13 +9,14 @@ import jax
 
 from jaxeff.bench.record import record
 from jaxeff.bench.training import Size, random_batch
-from jaxeff.data import Data
+from jaxeff.data import Data, Prepared
 from jaxeff.models.lm import LM
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.experiment import Experiment, Train, load
+from jaxeff.train.loop import fit
 from jaxeff.train.step import make_step, put, start
 
-# The size of the default ablation: a run of which a laptop makes many.
+# The size of configs/quickstart.py: a run of which a laptop makes many.
 QUICKSTART = Experiment(LM(vocab_size=1024, d_model=128), Data(seq_len=256, batch_size=8), train=Train(steps=1000))
 
 
@@ -23,20 +25,17 @@ def _experiment(config: str | None) -> Experiment:
 
 
 def data(config: str | None = None, steps: int = 50, runs: int = 3) -> dict:
-    """The share of a run's time in which the step waits for a batch, on the default corpus or that of a config.
+    """The share of a run's time in which it waits for a batch: the default corpus and size, or those of a config.
 
-    A run starts its iterator, compiled step in hand, and takes `steps` steps as the loop does: the step is started, the next
-    batch is asked for while it computes. The clock of waiting runs while the iterator is asked; the first batch, for which
-    nothing can be done, is counted too. The largest share of `runs` runs is the figure.
+    Runs of `steps` steps by the training loop itself, whose own clock is read; compilation is done before, evaluation and the
+    time it takes are left out, the first batch, for which nothing was ready, is counted. The figure is the largest share.
     """
     experiment = _experiment(config)
     prepared = experiment.data.prepare()
-    step = make_step(experiment)
-    batch = put(next(prepared.train()), step.mesh)
-    jax.block_until_ready(step.step(start(experiment, step), batch))
+    _run(experiment, prepared, 2)  # compiles
     rows = []
     for run in range(runs):
-        waiting, total = _waiting(experiment, prepared, step, steps)
+        waiting, total = _run(experiment, prepared, steps)
         rows.append({"run": run, "steps": steps, "waiting_ms": 1e3 * waiting, "total_ms": 1e3 * total,
                      "share": waiting / total})
     worst = max(rows, key=lambda row: row["share"])
@@ -44,24 +43,12 @@ def data(config: str | None = None, steps: int = 50, runs: int = 3) -> dict:
                   meaning="share of a run's time that passes while waiting for data; less is better")
 
 
-def _waiting(experiment, prepared, step, steps: int) -> tuple[float, float]:
-    """(seconds in the iterator, seconds altogether) of one run."""
-    state, waiting = jax.block_until_ready(start(experiment, step)), 0.0
-    begin = time.perf_counter()
-    batches, losses = prepared.train(), []
-    for _ in range(steps):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waiting += time.perf_counter() - asked
-        state, metrics = step.step(state, put(batch, step.mesh))
-        losses.append(metrics["loss"])
-        # At most one step ahead: else a CPU would queue them all and the iterator never be waited for.
-        if len(losses) > 1:
-            jax.block_until_ready(losses[-2])
-    jax.block_until_ready(state)
-    total = time.perf_counter() - begin
-    batches.close()
-    return waiting, total
+def _run(experiment: Experiment, prepared: Prepared, steps: int) -> tuple[float, float]:
+    """(seconds of waiting for data, seconds of training) of a run."""
+    train = dataclasses.replace(experiment.train, steps=steps, log_every=10, eval_every=None, save_every=None, eval_batches=1)
+    with tempfile.TemporaryDirectory() as folder:
+        lines = fit(dataclasses.replace(experiment, train=train), folder, prepared=prepared).lines
+    return sum(line["data_wait"] for line in lines), lines[-1]["seconds"]
 
 
 def checkpoint(config: str | None = None, every: int = 20, rounds: int = 5) -> dict:

@@ -99,12 +99,16 @@ class Ablation:
     def experiment(self, name: str, lr: float, seed: int, steps: int | None = None) -> Experiment:
         """One run: of the sweep with `steps`, else of the final length. It evaluates and saves at its end only."""
         base = self.base
+        rhythm = {"eval_every": None, "save_every": None, "keep": 1}
+        if steps is not None:
+            # A rate at which training diverges is an answer of the sweep, no error.
+            rhythm |= {"steps": steps, "max_bad_steps": steps + 1}
         return dataclasses.replace(
             base,
             model=self.model(name),
             data=dataclasses.replace(base.data, seed=seed),
             optim=dataclasses.replace(base.optim, lr=lr),
-            train=dataclasses.replace(base.train, steps=steps or base.train.steps, eval_every=None, save_every=None),
+            train=dataclasses.replace(base.train, **rhythm),
             seed=seed,
         )
 

@@ -7,8 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import jax
 
 import jaxeff
-
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax", "grain", "sentencepiece")
+from jaxeff.train.workdir import PACKAGES
 
 
 def machine() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What an ablation shows while it runs: which model, which run of how many, step, loss, tokens/s and the time left.
 
 `Progress` shows nothing, `Lines` prints plain lines, `Bars` draws two bars on a terminal: the ablation's and the current run's.
-Work is counted in training steps; the time left follows from the steps that were done so far.
 """
 
 import contextlib
@@ -14,20 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from jaxeff.lab.estimate import Estimate, clock
+
 
 class Progress:
     """Counts the work and shows nothing: the base of the others."""
 
     def __init__(self):
-        self.n_parts = self.n_done = 0
-        self.steps_total = self.steps_done = self.steps_skipped = self.steps_for_costs = 0
-        self.begun = time.perf_counter()
+        self.n_parts = self.n_done = self.for_costs = 0
+        self.estimate = Estimate()
 
     @contextlib.contextmanager
-    def running(self, n_parts: int, n_steps: int, for_costs: int) -> Iterator[None]:
-        """For the time of the ablation: number of runs, steps of all of them, and the work of measuring costs, as steps."""
-        self.n_parts, self.steps_total, self.steps_for_costs = n_parts, n_steps + for_costs, for_costs
-        self.begun = time.perf_counter()
+    def running(self, n_parts: int, steps: int, models: int, for_costs: int) -> Iterator[None]:
+        """For the time of the ablation: number of runs, their steps, models to train, and models whose costs to measure."""
+        self.n_parts, self.for_costs = n_parts, for_costs
+        self.estimate = Estimate(steps, models + for_costs)
         with self._shown():
             yield
 
@@ -35,45 +35,54 @@ class Progress:
     def _shown(self):
         yield
 
+    def close(self) -> None:
+        """Nothing more will be shown."""
+
+    @property
+    def left(self) -> str:
+        """The time left, as text."""
+        return clock(self.estimate.left())
+
     def stage(self, text: str, done: int, total: int) -> None:
         """Something that is no training run: preparing the data, measuring costs."""
 
     def costs(self, text: str, done: int, total: int) -> None:
-        """A stage of measuring the costs."""
-        self.stage(f"{text}, {self.left(self.steps_for_costs * done // max(1, total))} left", done, total)
+        """A stage of measuring the costs, which come last."""
+        self.estimate.compilations = self.for_costs * (1 - done / max(1, total))
+        self.stage(text, done, total)
 
     def skip(self, part) -> None:
         """A run that was finished before."""
         self.n_done += 1
-        self.steps_done += part.steps
-        self.steps_skipped += part.steps
+        self.estimate.skip(part.steps)
 
     def begin(self, part) -> None:
         """A run starts."""
         self.n_done += 1
+        self.estimate.begin(part.model)
 
-    def step(self, part, step: int, loss: float, tokens_per_s: float | None) -> None:
+    def step(self, part, step: int, loss: float | None, tokens_per_s: float | None) -> None:
         """A run has done `step` steps."""
+        self.estimate.step(step)
 
     def end(self, part, result: dict[str, Any]) -> None:
         """A run is finished."""
-        self.steps_done += part.steps
+        self.estimate.end(part.steps)
 
     def say(self, text: str) -> None:
         """One line that stays."""
 
-    def left(self, extra: int = 0) -> str:
-        """How long it will still take, as text; `extra` steps of the current run are done."""
-        fresh = self.steps_done + extra - self.steps_skipped
-        if fresh <= 0:
-            return "?"
-        seconds = (time.perf_counter() - self.begun) * max(0, self.steps_total - self.steps_done - extra) / fresh
-        return clock(seconds)
+
+def doing(part, step: int, loss: float | None, tokens_per_s: float | None) -> str:
+    """A step in words; a loss of None is one that is not finite."""
+    speed = "" if tokens_per_s is None else f"  {tokens_per_s:,.0f} tokens/s"
+    return f"step {step} of {part.steps}  loss {'not finite' if loss is None else f'{loss:.3f}'}{speed}"
 
 
-def clock(seconds: float) -> str:
-    """ "3:05" """
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def outcome(part, result: dict[str, Any]) -> str:
+    """The number that a run was for."""
+    value = result["bits_per_byte"]
+    return "diverged" if value is None else f"{part.split} {value:.4f} bits per byte"
 
 
 class Lines(Progress):
@@ -100,23 +109,17 @@ class Lines(Progress):
         super().begin(part)
         self.say(f"{self._head(part)} {part.steps} steps, lr {part.experiment.optim.lr:g}, seed {part.experiment.seed}")
 
-    def step(self, part, step: int, loss: float, tokens_per_s: float | None) -> None:
+    def step(self, part, step: int, loss: float | None, tokens_per_s: float | None) -> None:
+        super().step(part, step, loss, tokens_per_s)
         if time.perf_counter() - self.last > self.every:
-            speed = "" if tokens_per_s is None else f" {tokens_per_s:,.0f} tokens/s"
-            self.say(f"{self._head(part)} step {step} of {part.steps} loss {loss:.3f}{speed}, {self.left(step)} left")
+            self.say(f"{self._head(part)} {doing(part, step, loss, tokens_per_s)}  {self.left} left")
 
     def end(self, part, result: dict[str, Any]) -> None:
         super().end(part, result)
-        self.say(f"{self._head(part)} {outcome(part, result)} in {result['seconds']:.0f} s, {self.left()} left")
+        self.say(f"{self._head(part)} {outcome(part, result)} in {result['seconds']:.0f} s  {self.left} left")
 
     def _head(self, part) -> str:
         return f"[{self.n_done}/{self.n_parts}] {part.model} {part.name}:"
-
-
-def outcome(part, result: dict[str, Any]) -> str:
-    """The number that a run was for."""
-    value = result["bits_per_byte"]
-    return "diverged" if value is None else f"{part.split} {value:.4f} bits per byte"
 
 
 class Bars(Progress):
@@ -124,60 +127,61 @@ class Bars(Progress):
 
     def __init__(self, console: Console | None = None):
         super().__init__()
-        self.console = console or Console()
-        self.bars = RichProgress(
-            SpinnerColumn(), TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"),
-            console=self.console, transient=True, refresh_per_second=4,
-        )  # fmt: skip
-        self.whole = self.bars.add_task("", total=None, note="", visible=False)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bars = RichProgress(*columns, console=console or Console(), transient=True, refresh_per_second=4)
+        self.whole = self.bars.add_task("ablation", total=None, note="", visible=False)
         self.now = self.bars.add_task("", total=None, note="", visible=False)
 
     @contextlib.contextmanager
     def _shown(self):
-        self.bars.update(self.whole, description="ablation", total=self.steps_total, visible=True)
+        self.bars.update(self.whole, total=self.n_parts + self.for_costs, visible=True)
         with self.bars:
             yield
 
+    def close(self) -> None:
+        self.bars.stop()
+
     def say(self, text: str) -> None:
-        self.bars.console.print(text, highlight=False)
+        self.bars.console.print(text, highlight=False, markup=False)
 
     def stage(self, text: str, done: int, total: int) -> None:
         self.bars.start()
         self.bars.update(self.now, description=text, completed=done, total=total, note="", visible=True)
 
     def costs(self, text: str, done: int, total: int) -> None:
-        self.stage(text, done, total)
-        self._whole(self.steps_for_costs * done // max(1, total))
+        super().costs(text, done, total)
+        self._whole(self.n_parts + self.for_costs * done / max(1, total))
 
     def skip(self, part) -> None:
         super().skip(part)
-        self._whole()
+        self._whole(self.n_done)
 
     def begin(self, part) -> None:
         super().begin(part)
         self.bars.update(
-            self.now,
-            description=f"{part.model} {part.name}",
-            completed=0,
-            total=part.steps,
-            note="compiling",
-            visible=True,
+            self.now, description=f"{part.model} {part.name}", completed=0, total=part.steps, note="", visible=True
         )
-        self._whole()
+        self._whole(self.n_done - 1)
 
-    def step(self, part, step: int, loss: float, tokens_per_s: float | None) -> None:
-        speed = "" if tokens_per_s is None else f"  {tokens_per_s:,.0f} tokens/s"
-        self.bars.update(self.now, completed=step, note=f"step {step}/{part.steps}  loss {loss:.3f}{speed}")
-        self._whole(step)
+    def step(self, part, step: int, loss: float | None, tokens_per_s: float | None) -> None:
+        super().step(part, step, loss, tokens_per_s)
+        self.bars.update(self.now, completed=step, note=doing(part, step, loss, tokens_per_s))
+        self._whole(self.n_done - 1 + step / part.steps)
 
     def end(self, part, result: dict[str, Any]) -> None:
         super().end(part, result)
-        self.say(f"[dim][{self.n_done}/{self.n_parts}][/dim] {part.model} {part.name}: {outcome(part, result)}")
-        self._whole()
+        self.say(
+            f"[{self.n_done}/{self.n_parts}] {part.model} {part.name}: {outcome(part, result)} in {result['seconds']:.0f} s"
+        )
+        self._whole(self.n_done)
 
-    def _whole(self, extra: int = 0):
-        note = f"run {self.n_done} of {self.n_parts}  {self.left(extra)} left"
-        self.bars.update(self.whole, completed=self.steps_done + extra, note=note)
+    def _whole(self, completed: float):
+        self.bars.update(self.whole, completed=completed, note=f"run {self.n_done} of {self.n_parts}  {self.left} left")
 
 
 def shown(console: Console | None = None) -> Progress:

@@ -23,25 +23,10 @@ from jaxeff.lab.machine import machine, versions
 from jaxeff.lab.measure import measure
 from jaxeff.lab.progress import Progress
 from jaxeff.lab.results import Decode, Results, Row
-from jaxeff.lab.training import train
+from jaxeff.lab.training import Part, train
 from jaxeff.lab.units import Units, key, write
 from jaxeff.train.experiment import Experiment, to_json
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One training run of an ablation, named like its file: `lr-0.003` of the sweep, or `seed-0`, whose test split is read."""
-
-    model: str
-    name: str
-    experiment: Experiment
-    split: str
-
-    @property
-    def steps(self) -> int:
-        """Its length."""
-        return self.experiment.train.steps
-
+from jaxeff.train.workdir import git, locked
 
 Train = Callable[[Part, Path, Prepared, Progress], dict[str, Any]]
 
@@ -173,14 +158,18 @@ class Job:
             reproduce=reproduce,
         )
 
-    def work(self, models: tuple[str, ...]) -> tuple[int, int, int]:
-        """Number of runs, the steps of all, and the work of measuring costs in steps."""
+    def work(self, models: tuple[str, ...]) -> tuple[int, int, int, int]:
+        """Number of runs, steps of all of them, models of which a run is missing, and models whose costs are."""
         a = self.ablation
         n_sweep = len(a.lrs) if len(a.lrs) > 1 else 0
         steps = n_sweep * a.sweep_steps + len(a.seeds) * a.base.train.steps
-        # Compiling and timing the programs of one model takes about as long as one of its final runs.
-        costs = sum(a.base.train.steps for model in models if self.costs(model) is None)
-        return len(models) * (n_sweep + len(a.seeds)), len(models) * steps, costs
+        open_ = sum(self.row(model, "") is None for model in models)
+        return (
+            len(models) * (n_sweep + len(a.seeds)),
+            len(models) * steps,
+            open_,
+            sum(self.costs(m) is None for m in models),
+        )
 
     def seconds(self) -> float:
         """Time of all finished runs."""
@@ -210,19 +199,19 @@ def run(
     for name in ablation.names:
         ablation.model(name)
     prepared = ablation.base.data.prepare(report=progress.stage)
-    units = Units(workdir, identity(ablation, prepared.fingerprint))
-    job = Job(ablation, prepared, units, progress, train)
-    with progress.running(*job.work(models)):
-        for model in models:
-            for part in job.sweep(model):
-                job.ensure(part)
-            for part in job.finals(model, job.best_lr(model)):
-                job.ensure(part)
-            save(collect(job, command), workdir)
-        job.ensure_costs(models)
-    results = collect(job, command)
-    save(results, workdir)
-    page.write(results, Path(workdir) / "report.html")
+    with locked(Path(workdir)):
+        job = Job(ablation, prepared, Units(workdir, identity(ablation, prepared.fingerprint)), progress, train)
+        with progress.running(*job.work(models)):
+            for model in models:
+                for part in job.sweep(model):
+                    job.ensure(part)
+                for part in job.finals(model, job.best_lr(model)):
+                    job.ensure(part)
+                save(collect(job, command), workdir)
+            job.ensure_costs(models)
+        results = collect(job, command)
+        save(results, workdir)
+        page.write(results, Path(workdir) / "report.html")
     progress.say(f"finished in {time.perf_counter() - begun:.0f} s")
     return results
 
@@ -264,10 +253,16 @@ def collect(job: Job, command: str) -> Results:
         corpus={"fingerprint": job.prepared.fingerprint}
         | {k: v for k, v in statistics.items() if k not in ("fingerprint", "seconds", "records")},
         machine=machine(),
-        versions=versions(),
+        versions=versions() | commit(),
         command=f"{prefix} --workdir {shlex.quote(str(folder))}",
         seconds=job.seconds(),
     )
+
+
+def commit() -> dict[str, str]:
+    """The commit of the working folder, where it is a repository."""
+    found = git()
+    return {} if found is None else {"commit": found["commit"] + (", with changes" if found["changed"] else "")}
 
 
 def save(results: Results, workdir: str | Path) -> None:

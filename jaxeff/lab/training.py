@@ -1,5 +1,88 @@
 """One training run of an ablation, and what is kept of it."""
 
+import dataclasses
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
 
-def train(part, workdir, prepared, progress):
-    raise NotImplementedError
+from jaxeff.data import Prepared
+from jaxeff.evaluate.perplexity import evaluate
+from jaxeff.lab.progress import Progress
+from jaxeff.train import progress as train_progress
+from jaxeff.train.experiment import Experiment
+from jaxeff.train.loop import Result, fit, on_signal
+
+
+class Stopped(Exception):
+    """The user asked for an end; what the run had done is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One training run of an ablation, named like its file: `lr-0.003` of the sweep, or `seed-0`, whose test split is read."""
+
+    model: str
+    name: str
+    experiment: Experiment
+    split: str
+
+    @property
+    def steps(self) -> int:
+        """Its length."""
+        return self.experiment.train.steps
+
+
+class Relay(train_progress.Silent):
+    """Tells an ablation's progress what one of its runs does."""
+
+    def __init__(self, progress: Progress, part: Part):
+        self.progress, self.part = progress, part
+
+    def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
+        self.progress.step(self.part, step, line["loss"], line["tokens_per_s"])
+
+    def say(self, text: str) -> None:
+        self.progress.say(text)
+
+
+def train(part: Part, workdir: Path, prepared: Prepared, progress: Progress) -> dict[str, Any]:
+    """Train and evaluate: {"bits_per_byte" on the part's split, None where training diverged; "steps", "losses", "seconds"}.
+
+    A run of the sweep is deleted once it is evaluated; a final one stays, to be evaluated further or to generate from.
+
+    Raises Stopped on SIGTERM and SIGINT, after saving; UserError when a final run diverges.
+    """
+    begun, e = time.perf_counter(), part.experiment
+    # The corpus is the same at every seed, the order of its rows is not.
+    prepared = dataclasses.replace(prepared, data=e.data)
+    with on_signal() as stop:
+        result = fit(e, workdir, report=Relay(progress, part), stop=stop, prepared=prepared)
+    if result.stopped:
+        raise Stopped
+    lines = [line for line in result.lines if line["loss"] is not None]
+    bits = result.bits_per_byte if part.split == "validation" else _test(e, result, prepared, part.split)
+    if part.split == "validation":
+        shutil.rmtree(workdir, ignore_errors=True)
+    return {
+        "bits_per_byte": None if diverged(result, bits) else bits,
+        "validation": result.bits_per_byte,
+        "steps": [line["step"] for line in lines],
+        "losses": [line["loss"] for line in lines],
+        "tokens": result.lines[-1]["tokens"],
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _test(e: Experiment, result: Result, prepared: Prepared, split: str) -> float:
+    batches = prepared.eval(split)
+    found = evaluate(
+        e.model, result.state.weights, batches, prepared.tokenizer.token_bytes, policy=e.policy, mesh=e.mesh.make()
+    )
+    return found["bits_per_byte"]
+
+
+def diverged(result: Result, bits: float | None) -> bool:
+    """Whether a run failed: a non-finite evaluation, or a tenth of its steps skipped for a non-finite loss or gradient."""
+    return bits is None or not math.isfinite(bits) or result.lines[-1]["skipped"] > result.step / 10

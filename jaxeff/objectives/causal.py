@@ -33,13 +33,12 @@ class Causal:
     def loss(self, model, params, batch, ctx: Ctx = Ctx()):
         """(mean loss per target token, metrics), both float32 scalars.
 
-        batch: `tokens`, `segment_ids`, `positions` int32 [B, T] and `loss_mask` float32 [B, T]. metrics: `nll_sum`, the
-        objective's sum in nats, and `n_targets`, the weight of this mean among other batches' means.
+        batch: `tokens`, `segment_ids`, `positions` int32 [B, T] and `loss_mask` float32 [B, T]. metrics: `nll_sum`, the negative
+        log-likelihood alone, in nats, and `n_targets`, the weight of this mean among other batches' means.
         """
         ctx = dataclasses.replace(ctx, segment_ids=batch["segment_ids"], positions=batch["positions"])
         x_BTD, _ = model.hidden(params, batch["tokens"], None, ctx)
-        n_targets = jnp.sum(batch["loss_mask"])
-        nll_sum, _ = cross_entropy(
+        loss_sum, metrics = cross_entropy(
             x_BTD,
             model.head(params, x_BTD.dtype),
             next_tokens(batch["tokens"]),
@@ -48,4 +47,4 @@ class Causal:
             label_smoothing=self.label_smoothing,
             softcap=model.softcap,
         )
-        return nll_sum / jnp.maximum(n_targets, 1.0), {"nll_sum": nll_sum, "n_targets": n_targets}
+        return loss_sum / jnp.maximum(metrics["n_targets"], 1.0), metrics

@@ -9,7 +9,7 @@ enough to verify at every restore.
 
 import contextlib
 import errno
-import functools
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -33,6 +32,8 @@ REFUSALS = {
     errno.EROFS: ("read-only file system", "erofs"),
     errno.EACCES: ("permission denied", "eacces"),
 }
+# Further ones that only count as errors of the system itself: a path that cannot be a folder.
+PATHS = (errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Checkpoints:
@@ -67,7 +68,7 @@ class Checkpoints:
         file system.
         """
         leaves = paths(state)
-        record = record | {"checksum": int(_checksum(state))}
+        record = record | {"checksum": _sums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record))
         with refusals(self.folder):
             self._manager.save(step, args=args, metrics=metrics, force=True)
@@ -84,27 +85,47 @@ class Checkpoints:
         # Copied into buffers of our own: the step gives its input's buffers away.
         state = jax.tree.unflatten(jax.tree.structure(abstract), [jnp.copy(leaf) for leaf in leaves])
         record = dict(found["record"])
-        if record.pop("checksum") != int(_checksum(state)):
-            raise ValueError("its checksum is wrong")
+        _compare(record.pop("checksum"), _sums(state))
         return state, record
+
+    def restore_weights(self, abstract_params, step: int):
+        """The weights to evaluate alone, averaged ones where there are: nothing else of the checkpoint is read.
+
+        abstract_params: their shapes, dtypes and shardings. Raises as `restore` does.
+        """
+        path = self._name(step)
+        record = json.loads((path / "record" / "metadata").read_text())
+        name = "ema" if "ema" in record["checksum"] else "params"
+        target = {f"{name}/{path}": leaf for path, leaf in paths(abstract_params).items()}
+        args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(path / "state", args=args)
+        _compare({name: record["checksum"][name]}, _sums(found))
+        return jax.tree.unflatten(jax.tree.structure(abstract_params), [found[path] for path in target])
 
     def restore_latest(self, abstract: State, note=None) -> tuple[int, State, dict[str, Any]] | None:
         """(step, state, record) of the newest readable checkpoint; None when there is none at all.
 
-        A damaged one is moved aside and named through `note`. Raises UserError when all are damaged.
+        Damaged ones are named through `note`, and moved aside once one is found to go on from. Raises UserError when all
+        are damaged, or when the file system does not let them be read.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
             try:
-                return step, *self.restore(abstract, step)
-            except (KeyboardInterrupt, MemoryError, UserError):
+                found = self.restore(abstract, step)
+            except (MemoryError, UserError):
                 raise
             except Exception as error:
+                if (refused := refusal(error)) is not None:
+                    raise UserError(f"cannot read {self._name(step)}: {refused}") from error
                 reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
                 if note is not None:
                     note(f"checkpoint {self._name(step)} is damaged ({reason}); trying the one before it")
-                self._set_aside(step)
-        if steps:
+                damaged.append(step)
+            else:
+                self._set_aside(damaged)
+                return step, *found
+        if damaged:
             raise UserError(f"no checkpoint in {self.folder} can be read; start again in an empty folder")
         return None
 
@@ -127,14 +148,15 @@ class Checkpoints:
     def _name(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
 
-    def _set_aside(self, step: int):
-        if self.read_only:
+    def _set_aside(self, steps: list[int]):
+        if self.read_only or not steps:
             return
         with refusals(self.folder):
-            target = self.folder.parent / DAMAGED / f"{step:08d}"
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            self._name(step).rename(target)
+            for step in steps:
+                target = self.folder.parent / DAMAGED / f"{step:08d}"
+                target.parent.mkdir(exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                self._name(step).rename(target)
             self._manager.reload()
 
 
@@ -143,17 +165,30 @@ def _badness(metrics: dict[str, float]) -> float:
 
 
 @jax.jit
-def _checksum(tree) -> jax.Array:
-    """uint32 sum of all bits, weighted by leaf; addition modulo 2**32 does not care how arrays are cut into shards."""
+def _checksum(tree: dict[str, jax.Array]) -> jax.Array:
+    """uint32 sum of all bits; addition modulo 2**32 does not care how arrays are cut into shards."""
 
     def bits(x):
-        if x.dtype.itemsize == 1:
-            return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint8).astype(jnp.uint32), dtype=jnp.uint32)
-        words = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+        words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
         return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
 
-    sums = [bits(leaf) * np.uint32(2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(tree))]
-    return functools.reduce(jnp.add, sums)
+    # Weighted by place, so that two leaves that changed places are noticed.
+    return sum((bits(leaf) * jnp.uint32(2 * i + 1) for i, leaf in enumerate(tree.values())), jnp.uint32(0))
+
+
+def _sums(tree) -> dict[str, int]:
+    """A checksum for each top-level part of a state (params, opt, ema, ...), or of a tree of flat paths."""
+    parts: dict[str, dict[str, jax.Array]] = {}
+    for path, leaf in paths(tree).items():
+        parts.setdefault(path.partition("/")[0], {})[path] = leaf
+    sums = {name: _checksum(part) for name, part in parts.items()}
+    return {name: int(value) for name, value in jax.device_get(sums).items()}
+
+
+def _compare(stored: dict[str, int], found: dict[str, int]):
+    wrong = [name for name in stored if stored[name] != found.get(name)]
+    if wrong or not stored:
+        raise ValueError(f"wrong checksum of {', '.join(wrong)}")
 
 
 @contextlib.contextmanager
@@ -173,7 +208,7 @@ def refusals(place):
 def refusal(error: BaseException | None) -> str | None:
     """What the file system said no to, or None when the error is of another kind."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (*REFUSALS, errno.ENOTDIR, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in (*REFUSALS, *PATHS):
             return error.strerror.lower()
         text = str(error).lower()
         for signs in REFUSALS.values():

@@ -74,6 +74,10 @@ FREE = ("mesh.", "train.log_every", "train.eval_every", "train.save_every", "tra
         "train.max_bad_steps", "train.tensorboard")  # fmt: skip
 
 
+# How the modules are called that config files become.
+CONFIG_MODULE = "jaxeff_config_"
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides the numbers of a run."""
@@ -132,7 +136,7 @@ def _module(path: Path) -> types.ModuleType:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
-    module = types.ModuleType("jaxeff_config_" + hashlib.sha256(source.encode()).hexdigest()[:16], path.name)
+    module = types.ModuleType(CONFIG_MODULE + hashlib.sha256(source.encode()).hexdigest()[:16], path.name)
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     with _Blame(path):
@@ -185,7 +189,7 @@ def from_json(data) -> Any:
     fields = {name: from_json(item) for name, item in data.items() if name != "type"}
     try:
         return cls(**fields)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"the stored config does not fit {data['type']}: {error}") from None
 
 

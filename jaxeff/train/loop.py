@@ -1,7 +1,10 @@
-"""The training loop: the only one.
+"""The training loop: restore, step, log, evaluate, save.
 
-The loop never waits for a step before starting the next: the metrics of step n - 1 are read after step n was started. What must
-see the state of step n itself (evaluation, a checkpoint, the end) waits for it.
+A run starts in one of these ways, tried in this order:
+  1. the workdir has a readable checkpoint: go on from the newest one;
+  2. `train.init_from` names another run: its weights, everything else fresh;
+  3. fresh values from the seed.
+All of them are functions of the config and the files named, so a run that is killed and started again is the same run.
 """
 
 import contextlib
@@ -10,37 +13,43 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
-from jaxeff.data import Prepared
 from jaxeff.evaluate.perplexity import evaluate
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, make_step, put, start
-from jaxeff.train.workdir import Metrics, claim, locked, stored
+from jaxeff.train.workdir import (
+    Metrics,
+    check_config,
+    check_corpus,
+    circumstances,
+    describe,
+    locked,
+    read_metrics,
+    read_run,
+    write_json,
+)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Result:
-    """The end of a run. lines: what metrics.jsonl holds; stopped: it was asked to stop before its last step."""
+    """What a call of `fit` leaves: the last step and state, the lines of metrics.jsonl from step 1 on, the last step's
+    validation (None when there is none), and whether it was stopped before the end."""
 
     step: int
-    stopped: bool
-    lines: list[dict[str, Any]]
     state: State
-    prepared: Prepared
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """The last evaluation on the validation split."""
-        return next((line["bits_per_byte"] for line in reversed(self.lines) if "bits_per_byte" in line), None)
+    lines: list[dict[str, Any]]
+    bits_per_byte: float | None
+    stopped: bool
 
 
 def fit(
@@ -49,226 +58,264 @@ def fit(
     *,
     report: Silent | None = None,
     stop: Callable[[], bool] | None = None,
-    prepared: Prepared | None = None,
+    prepared=None,
 ) -> Result:
-    """Trains until the last step, from wherever `workdir` stands.
+    """Train `experiment` in `workdir`, or go on with it there.
 
-    stop: asked after each step; when it says yes, the run is saved and returned as it is. prepared: `experiment.data.prepare()`,
-    where the caller has it already.
+    report: see `jaxeff.train.progress`. stop: asked after each step; when true, the run is saved and ends. prepared:
+    `experiment.data.prepare()`, where the caller has it already.
 
-    Raises UserError for data, sizes, folders and configs that do not fit, and when `train.max_bad_steps` steps in a row had a
-    non-finite loss or gradient.
+    Raises UserError for whatever the user can put right: config, data, folder, mesh, a loss that stays non-finite.
     """
-    report, workdir = report or Silent(), Path(workdir)
-    prepared = experiment.data.prepare(report=report.stage) if prepared is None else prepared
-    _check(experiment, prepared)
+    report, stop = report or Silent(), stop or (lambda: False)
+    workdir = Path(workdir)
     step = make_step(experiment)
-    with locked(workdir), contextlib.ExitStack() as closing:
-        claim(workdir, experiment, prepared.fingerprint)
-        checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir, experiment.train.keep)))
-        batches = closing.enter_context(contextlib.closing(prepared.train(jax.process_index(), jax.process_count())))
-        report.stage("compiling", 0, 1)
-        at, state, record = begin(experiment, step, checkpoints, report.say)
-        if record is not None:
-            batches.set_state(record["data"])
-        metrics = closing.enter_context(contextlib.closing(Metrics(workdir, at)))
-        run = Run(experiment, step, prepared, checkpoints, metrics, report, state, at, record or {})
-        run.go(batches, stop or (lambda: False))
-        return Result(run.at, run.at < experiment.train.steps, metrics.lines, run.state, prepared)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(locked(workdir))
+        run = read_run(workdir)
+        if run is not None:
+            check_config(run, experiment, workdir)
+        prepared = experiment.data.prepare(report=report.stage) if prepared is None else prepared
+        check_model(experiment, prepared)
+        if run is not None:
+            check_corpus(run, prepared.fingerprint, workdir)
+        checkpoints = Checkpoints(workdir, keep=experiment.train.keep)
+        stack.callback(checkpoints.close)
+        if run is None and checkpoints.steps():
+            raise UserError(f"{workdir} holds checkpoints but no run.json that says of what; use another workdir")
+        loop = _Loop(experiment, workdir, step, prepared, checkpoints, report)
+        stack.callback(loop.close)
+        loop.begin(run)
+        return loop.run(stop)
 
 
-def begin(experiment: Experiment, step: Step, checkpoints: Checkpoints, note) -> tuple[int, State, dict | None]:
-    """(step, state, record) to go on from. In this order:
-
-    1. the workdir's newest readable checkpoint;
-    2. the weights of another run (`train.init_from`), optimizer and step fresh;
-    3. initial values.
-    """
-    found = checkpoints.restore_latest(step.abstract, note)
-    if found is not None:
-        return found
-    state = start(experiment, step)
-    if experiment.train.init_from is not None:
-        weights, _ = restore_weights(experiment.train.init_from, step.mesh)
-        state = dataclasses.replace(state, params=_fitting(weights, state.params, experiment.train.init_from))
-    return 0, state, None
+def check_model(experiment: Experiment, prepared):
+    """Raises UserError when the model cannot read this data."""
+    known, needed = experiment.model.vocab_size, prepared.tokenizer.vocab_size
+    if known < needed:
+        raise UserError(f"model.vocab_size={known} is smaller than the tokenizer's vocabulary: set model.vocab_size={needed}")
+    bound = experiment.model.max_positions
+    if bound is not None and experiment.data.seq_len > bound:
+        raise UserError(f"data.seq_len={experiment.data.seq_len} is longer than model.max_positions={bound}")
 
 
-def restore_weights(workdir, mesh=None) -> tuple[Any, int]:
-    """(weights to evaluate, step) of a run's newest readable checkpoint. Raises UserError when there is none."""
-    step = make_step(stored(workdir), mesh)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        found = checkpoints.restore_latest(step.abstract) if checkpoints.steps() else None
-    finally:
-        checkpoints.close()
-    if found is None:
-        raise UserError(f"{workdir} has no checkpoint yet")
-    return found[1].weights, found[0]
+class _Loop:
+    """The state of `fit` between its steps."""
 
+    def __init__(self, experiment: Experiment, workdir: Path, step: Step, prepared, checkpoints: Checkpoints, report: Silent):
+        self.experiment, self.train, self.workdir, self.step = experiment, experiment.train, workdir, step
+        self.prepared, self.checkpoints, self.report = prepared, checkpoints, report
+        self.batches = prepared.train(jax.process_index(), jax.process_count())
+        has_validation = experiment.data.valid_fraction > 0
+        self.validation = prepared.eval("validation") if has_validation else None
+        self.clock = Clock()
+        self.done = self.tokens = 0
+        self.closers = [close for close in [getattr(self.batches, "close", None)] if close]
 
-def _fitting(weights, params, source):
-    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (weights, params)]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"train.init_from={source!r} holds a model of other sizes")
-    # Its own buffers: the step gives the state's away.
-    return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding, may_alias=False), weights, params)
+    def close(self):
+        for close in reversed(self.closers):
+            close()
 
+    def begin(self, run: dict[str, Any] | None):
+        """Restore or initialise; see the module docstring for the order."""
+        self.report.stage("starting", 0, 1)
+        found = self.checkpoints.restore_latest(self.step.abstract, self.report.warn)
+        if found is not None:
+            self.done, self.state, record = found
+            self.batches.set_state(record["data"])
+            self.tokens, self.clock.before = record["tokens"], record["seconds"]
+            self.report.say(f"going on from step {self.done} of {self.train.steps}")
+        else:
+            self.state = start(self.experiment, self.step)
+            if self.train.init_from is not None:
+                self.state = dataclasses.replace(self.state, **self._weights_from(self.train.init_from))
+        if jax.process_index() == 0:
+            if run is None:
+                run = describe(self.experiment, self.prepared, self.step.mesh)
+            else:
+                run["starts"].append(circumstances(self.done, self.step.mesh))
+            write_json(self.workdir / "run.json", run)
+            self.metrics = Metrics(self.workdir, self.done)
+            self.closers.append(self.metrics.close)
+            self.events = _event_writer(self.workdir, self.done) if self.train.tensorboard else None
+            if self.events is not None:
+                self.closers.append(self.events.close)
 
-def _check(experiment: Experiment, prepared: Prepared):
-    needed, model, data = prepared.tokenizer.vocab_size, experiment.model, experiment.data
-    if needed > model.vocab_size:
-        raise UserError(f"the tokenizer has {needed} ids but model.vocab_size={model.vocab_size}")
-    if model.max_positions is not None and data.seq_len > model.max_positions:
-        raise UserError(f"data.seq_len={data.seq_len} is longer than model.max_positions={model.max_positions}")
+    def _weights_from(self, workdir: str) -> dict[str, Any]:
+        source = Checkpoints(workdir, read_only=True)
+        if not source.steps():
+            raise UserError(f"train.init_from={workdir}: there is no checkpoint")
+        params = source.restore_weights(self.step.abstract.params, source.steps()[-1])
+        source.close()
+        average = None if self.state.ema is None else jax.tree.map(jnp.copy, params)
+        return {"params": params, "ema": average}
 
-
-@dataclasses.dataclass
-class Run:
-    """A run between two steps."""
-
-    experiment: Experiment
-    step: Step
-    prepared: Prepared
-    checkpoints: Checkpoints
-    metrics: Metrics
-    report: Silent
-    state: State
-    at: int
-    record: dict[str, Any]
-
-    def __post_init__(self):
-        self.tokens = self.record.get("tokens", 0)
-        self.seconds = self.record.get("seconds", 0.0)
-        self.clock = _Clock()
-
-    def go(self, batches, stop: Callable[[], bool]) -> None:
-        """Steps until the last one, or until `stop`."""
-        train, pending = self.experiment.train, None
-        while self.at < train.steps:
-            with self.clock("data_wait"):
-                batch = next(batches)
-            self.state, out = self.step.step(self.state, put(batch, self.step.mesh))
-            self.at += 1
+    def run(self, stop: Callable[[], bool]) -> Result:
+        """The steps. Metrics of a step are read after the next one was sent off, so that the device never waits for us."""
+        pending: tuple[int, dict] | None = None
+        stopped = stop() and self.done < self.train.steps
+        self.clock.start()
+        while self.done < self.train.steps and not stopped:
+            with self.clock.waiting("data_wait"):
+                batch = next(self.batches)
+            with jax.transfer_guard("disallow"):
+                self.state, metrics = self.step.step(self.state, put(batch, self.step.mesh))
+            self.done += 1
             if pending is not None:
-                self._read(*pending)
-            last, stopping = self.at == train.steps, stop()
-            evaluating = last or _due(self.at, train.eval_every)
-            saving = last or stopping or _due(self.at, train.save_every)
-            # Keep the device one step ahead, unless somebody wants to see this very step.
-            pending = (self.at, out)
-            if evaluating or saving:
-                self._read(*pending, extra=self._evaluate() if evaluating else None)
+                self._finish(*pending)
+            pending = self.done, metrics
+            stopped = stop()
+            if stopped or self._due(self.train.save_every) or self._due(self.train.eval_every):
+                # The line of a step is on disk before the checkpoint that starts behind it: none is ever missing.
+                scores = self._evaluate() if self._due(self.train.eval_every) else None
+                self._finish(*pending, scores)
                 pending = None
-            if saving:
-                self._save(batches)
-            if stopping:
-                break
+                if stopped or self._due(self.train.save_every):
+                    self._save(scores)
+        if stopped:
+            self._save(None)
         self.checkpoints.wait()
+        lines = read_metrics(self.workdir)
+        at_end = self.done == self.train.steps and lines
+        return Result(self.done, self.state, lines, lines[-1].get("bits_per_byte") if at_end else None, self.done < self.train.steps)
 
-    def _read(self, at: int, out, extra: dict[str, float] | None = None) -> None:
-        """Looks at the metrics of a step, and logs them where due. Blocks until the step is done."""
-        out = {name: value.item() for name, value in jax.device_get(out).items()}
-        self.tokens += int(out["n_targets"])
-        self.clock.tokens += int(out["n_targets"])
-        self.clock.steps += 1
-        if out["bad"] >= self.experiment.train.max_bad_steps:
-            raise UserError(
-                f"step {at}: {out['bad']} steps in a row had a non-finite loss or gradient (loss {out['loss']});"
-                " lower optim.lr, or go on from an earlier checkpoint"
-            )
-        if extra is None and not _due(at, self.experiment.train.log_every):
-            return
-        elapsed = self.clock.read()
-        self.seconds += elapsed["seconds"]
+    def _due(self, every: int | None) -> bool:
+        return self.done == self.train.steps or (every is not None and self.done % every == 0)
+
+    def _finish(self, step: int, metrics: dict, scores: dict | None = None):
+        """Read a step's metrics, show them, and write them where it is time to."""
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self.tokens += int(values["n_targets"])
+        speed = self.clock.tick(self.tokens)
         line = {
-            "step": at,
-            "loss": _plain(out["loss"]),
-            "grad_norm": _plain(out["grad_norm"]),
-            "lr": out["lr"],
+            "step": step,
+            "loss": _finite(values["loss"]),
+            "grad_norm": _finite(values["grad_norm"]),
+            "lr": values["lr"],
             "tokens": self.tokens,
-            "tokens_per_s": elapsed["tokens_per_s"],
-            "seconds": round(self.seconds, 3),
-            "data_wait": elapsed["data_wait"],
-            "save_wait": elapsed["save_wait"],
-            "skipped": out["skipped"],
-        } | {name: _plain(value) for name, value in (extra or {}).items()}
-        self.metrics.append(line)
-        self.report.step(at, self.experiment.train.steps, line)
+            "tokens_per_s": speed,
+            "seconds": self.clock.seconds,
+            "skipped": values["skipped"],
+        } | {name: _finite(value) for name, value in (scores or {}).items()}
+        self.report.step(step, self.train.steps, line)
+        every = self.train.log_every
+        if (scores or step == self.train.steps or (every and step % every == 0)) and jax.process_index() == 0:
+            self.metrics.write(line | self.clock.lap(self.tokens))
+            if self.events is not None:
+                for name, value in line.items():
+                    if name != "step" and value is not None:
+                        self.events.add_scalar(name, value, step)
+        if values["bad"] >= self.train.max_bad_steps:
+            self._give_up(step, values["bad"])
+
+    def _give_up(self, step: int, bad: int):
+        # Skipped steps changed nothing: the state holds the last good weights.
+        self._save(None)
+        self.checkpoints.wait()
+        raise UserError(
+            f"loss or gradient was not finite in {bad} steps in a row (up to step {step}); the weights of step {step - bad} are"
+            f" kept in {self.workdir}; lower optim.lr or raise optim.warmup, in another workdir"
+        )
 
     def _evaluate(self) -> dict[str, float] | None:
-        """Readings of the validation split; None where the data has none."""
-        if not self.prepared.data.valid_fraction:
-            return {}
-        jax.block_until_ready(self.state.params)
-        with self.clock("evaluation"):
-            e = self.experiment
-            batches = self.prepared.eval("validation")
+        if self.validation is None or not len(self.validation):
+            return None
+        with self.clock.paused():
             found = evaluate(
-                e.model, self.state.weights, batches, self.prepared.tokenizer.token_bytes,
-                policy=e.policy, mesh=self.step.mesh, limit=e.train.eval_batches,
-            )  # fmt: skip
-        return {"bits_per_byte": found["bits_per_byte"], "eval_loss": found["loss"]}
+                self.experiment.model,
+                self.state.weights,
+                self.validation,
+                self.prepared.tokenizer.token_bytes,
+                policy=self.experiment.policy,
+                mesh=self.step.mesh,
+                limit=self.train.eval_batches,
+                report=self.report.stage,
+            )
+        return {"bits_per_byte": found["bits_per_byte"], "validation_loss": found["loss"]}
 
-    def _save(self, batches) -> None:
-        """Starts a checkpoint of this step. The data stand just behind this step's batch."""
-        last = self.metrics.lines[-1] if self.metrics.lines else {}
-        here = last.get("step") == self.at and last.get("bits_per_byte") is not None
-        record = {"data": batches.get_state(), "tokens": self.tokens, "seconds": self.seconds}
-        with self.clock("save_wait"):
-            jax.block_until_ready(self.state)
-            scores = {"bits_per_byte": last["bits_per_byte"]} if here else None
-            self.checkpoints.save(self.at, self.state, record, scores)
+    def _save(self, scores: dict | None):
+        if self.done in self.checkpoints.steps():
+            return
+        record = {"step": self.done, "tokens": self.tokens, "seconds": self.clock.seconds, "data": self.batches.get_state()}
+        usable = scores if scores and math.isfinite(scores["bits_per_byte"]) else None
+        with self.clock.waiting("save_stall"):
+            self.checkpoints.save(self.done, self.state, record, usable)
 
 
-class _Clock:
-    """Where the time goes between two logged steps: waiting for data, saving; evaluation is not training time."""
+class Clock:
+    """Seconds of training, earlier starts included and evaluation left out, and what of them was spent waiting."""
 
     def __init__(self):
-        self.reset()
+        self.before = self._left_out = 0.0
+        self._waits = {"data_wait": 0.0, "save_stall": 0.0}
+        self._lap: tuple[float, int] | None = None
+        self.start()
 
-    def reset(self):
-        self.begin, self.tokens, self.steps = time.perf_counter(), 0, 0
-        self.spent = {"data_wait": 0.0, "save_wait": 0.0, "evaluation": 0.0}
+    def start(self):
+        """Now is where this process's training starts."""
+        self._begun, self._left_out = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far."""
+        return self.before + time.perf_counter() - self._begun - self._left_out
 
     @contextlib.contextmanager
-    def __call__(self, what: str):
-        begin = time.perf_counter()
+    def paused(self):
+        """Time that is no training."""
+        begun = time.perf_counter()
         yield
-        self.spent[what] += time.perf_counter() - begin
+        self._left_out += time.perf_counter() - begun
 
-    def read(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self.begin - self.spent["evaluation"]
-        found = {
-            "seconds": seconds,
-            "tokens_per_s": round(self.tokens / max(seconds, 1e-9), 1),
-            "data_wait": round(self.spent["data_wait"], 4),
-            "save_wait": round(self.spent["save_wait"], 4),
-        }
-        self.reset()
-        return found
+    @contextlib.contextmanager
+    def waiting(self, name: str):
+        """Time in which the loop waits for something."""
+        begun = time.perf_counter()
+        yield
+        self._waits[name] += time.perf_counter() - begun
+
+    def tick(self, tokens: int) -> float | None:
+        """Tokens per second since the last lap, given the tokens so far; None after the first step, which compiled."""
+        if self._lap is None:
+            self._lap = self.seconds, tokens
+            return None
+        since, before = self._lap
+        return (tokens - before) / max(self.seconds - since, 1e-9)
+
+    def lap(self, tokens: int) -> dict[str, float]:
+        """The waits since the last lap; a new one begins."""
+        waits, self._waits = self._waits, dict.fromkeys(self._waits, 0.0)
+        self._lap = self.seconds, tokens
+        return waits
 
 
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no NaN: a non-finite value is null."""
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-@contextlib.contextmanager
-def on_signal():
-    """For the time of the block, SIGTERM and SIGINT only raise a flag; yields the function that reads it."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: flag.set()) for number in signals]
+def _event_writer(workdir: Path, step: int):
     try:
-        yield flag.is_set
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError("train.tensorboard=true needs the package tensorboardX: pip install 'jaxeff[tensorboard]'") from None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+
+@contextlib.contextmanager
+def on_signal() -> Iterator[Callable[[], bool]]:
+    """`stop` for `fit`: true after SIGTERM or SIGINT. A second signal has its usual effect, at once."""
+    asked = threading.Event()
+    usual = {}
+
+    def handle(number, frame):
+        asked.set()
+        signal.signal(number, usual[number])
+
+    if threading.current_thread() is threading.main_thread():
+        usual = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in usual.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ runtime value: runs that differ in it share one compiled step. So is the number 
 the *fraction* of the run that is done.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -149,7 +150,20 @@ def optimizer(optim: Optim, specs) -> optax.GradientTransformation:
         parts.insert(0, optax.clip_by_global_norm(optim.clip))
     if s.weight_decay:
         parts.append(optax.add_decayed_weights(s.weight_decay, decay_mask(specs)))
-    return optax.chain(*parts)
+    tx = optax.chain(*parts)
+
+    def update(grads, state, params=None):
+        with _optax_arithmetic():
+            return tx.update(grads, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+@contextlib.contextmanager
+def _optax_arithmetic():
+    """optax mixes dtypes and ranks; whoever forbids that in their own code can still train."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 # Shapes over the run that follows the warm-up, whose length is `rest`.
@@ -170,6 +184,7 @@ def schedule(optim: Optim) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
     def share(step: jax.Array, total: jax.Array) -> jax.Array:
         done = step.astype(jnp.float32) / total.astype(jnp.float32)
-        return jnp.asarray(shape(done), jnp.float32)
+        with _optax_arithmetic():
+            return jnp.asarray(shape(done), jnp.float32)
 
     return share

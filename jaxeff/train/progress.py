@@ -1,96 +1,120 @@
-"""What a run shows while it goes on: bars on a terminal, plain lines elsewhere."""
+"""What a run shows while it goes on: rich on a terminal, plain lines elsewhere, or nothing.
 
-import contextlib
+Data preparation and evaluation call `stage`, the loop calls `step` after each step, and both `say` what should stay.
+"""
+
 import sys
 import time
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 
 class Silent:
-    """Shows nothing: the base of the others."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
+    """Shows nothing; the base of the others."""
 
     def stage(self, text: str, done: int, total: int) -> None:
-        """Work before the first step: reading, tokenizing, compiling."""
+        """`done` of `total` of something beside training is done."""
 
     def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
-        """A step was logged: `line` is what metrics.jsonl gets."""
+        """A step is done; `line` is what metrics.jsonl would say of it."""
 
     def say(self, text: str) -> None:
         """One line that stays."""
 
+    def warn(self, text: str) -> None:
+        """One line on stderr, always."""
+        print(f"jaxeff: {text}", file=sys.stderr, flush=True)
 
-def describe(line: dict[str, Any]) -> str:
-    """A logged step in words."""
-    parts = [f"loss {line['loss']:.4f}"]
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc) -> None:
+        pass
+
+
+def summary(line: dict[str, Any]) -> str:
+    """The numbers of a step that a person watches."""
+    parts = ["loss not finite" if line["loss"] is None else f"loss {line['loss']:.4f}"]
     if line.get("tokens_per_s"):
         parts.append(f"{line['tokens_per_s']:,.0f} tokens/s")
-    if "bits_per_byte" in line:
+    if line.get("bits_per_byte") is not None:
         parts.append(f"validation {line['bits_per_byte']:.4f} bits per byte")
+    if line.get("skipped"):
+        parts.append(f"{line['skipped']} steps skipped")
     return "  ".join(parts)
 
 
 class Lines(Silent):
-    """A line for each logged step, and one for each stage."""
+    """Plain lines, at most one every `every` seconds beside those of evaluations."""
 
-    def __init__(self, out: TextIO | None = None):
-        self.out, self.text, self.shown, self.first = out or sys.stdout, "", 0.0, None
+    def __init__(self, out: TextIO | None = None, every: float = 5.0):
+        self.out, self.every = out or sys.stdout, every
+        self.last, self.text, self.begun = -every, "", None
 
     def say(self, text: str) -> None:
         print(text, file=self.out, flush=True)
 
     def stage(self, text: str, done: int, total: int) -> None:
-        if text != self.text or time.perf_counter() - self.shown > 10:
-            self.text, self.shown = text, time.perf_counter()
-            self.say(f"{text}: {done:,} of {total:,}" if total > 1 else text)
+        if text != self.text or time.monotonic() - self.last >= self.every:
+            self.text, self.last = text, time.monotonic()
+            self.say(f"{text} {done}/{total}" if total > 1 else text)
 
     def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
-        now = time.perf_counter()
-        self.first = self.first or (step, now)
-        done = step - self.first[0]
-        left = (now - self.first[1]) / done * (steps - step) if done else None
-        end = "" if left is None or step == steps else f"  {int(left) // 60}:{int(left) % 60:02d} left"
-        self.say(f"step {step} of {steps}  {describe(line)}{end}")
+        now = time.monotonic()
+        if self.begun is None:
+            self.begun = step, now
+        if line.get("bits_per_byte") is None and now - self.last < self.every:
+            return
+        self.last = now
+        first, since = self.begun
+        left = f"  {_clock((now - since) / (step - first) * (steps - step))} left" if step > first else ""
+        self.say(f"step {step}/{steps}  {summary(line)}{left}")
 
 
 class Bars(Silent):
-    """One bar, and evaluations as lines above it."""
+    """A bar with the current numbers, on a terminal."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
         self.bars = Progress(
-            SpinnerColumn(), TextColumn("[bold]{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(), console=console, transient=True,
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=self.console, transient=True,
         )  # fmt: skip
-        self.task = self.bars.add_task("starting", total=None, note="")
+        self.tasks: dict[str, Any] = {}
 
     def __enter__(self):
         self.bars.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *exc) -> None:
         self.bars.stop()
 
-    def say(self, text: str) -> None:
-        self.bars.console.print(text, highlight=False)
+    def _task(self, text: str, total: int):
+        if text not in self.tasks:
+            self.tasks[text] = self.bars.add_task(text, total=total, numbers="")
+        return self.tasks[text]
 
     def stage(self, text: str, done: int, total: int) -> None:
-        self.bars.update(self.task, description=text, completed=done, total=total, note="")
+        self.bars.update(self._task(text, total), completed=done, total=total, visible=done < total)
 
     def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
-        self.bars.update(self.task, description=f"step {step}/{steps}", completed=step, total=steps, note=describe(line))
-        if "bits_per_byte" in line:
-            self.say(f"step {step}  {describe(line)}")
+        self.bars.update(self._task("training", steps), completed=step, numbers=summary(line))
+        if line.get("bits_per_byte") is not None:
+            self.say(f"step {step}/{steps}  {summary(line)}")
+
+    def say(self, text: str) -> None:
+        self.bars.console.print(text, highlight=False, markup=False)
 
 
-def shown() -> contextlib.AbstractContextManager:
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes = f"{rest // 60:02d}:{rest % 60:02d}"
+    return f"{hours}:{minutes}" if hours else minutes
+
+
+def shown() -> Silent:
     """Bars on a terminal, plain lines elsewhere."""
     console = Console()
-    return Bars(console) if console.is_terminal else Lines(sys.stdout)
+    return Bars(console) if console.is_terminal else Lines()

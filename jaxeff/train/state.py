@@ -9,7 +9,6 @@ from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.core.sharding import shardings as param_shardings
-from jaxeff.core.spec import init
 from jaxeff.core.tree import map_with_path, paths
 
 
@@ -40,12 +39,11 @@ class State:
         return self.params if self.ema is None else self.ema
 
 
-def init_state(specs, tx, *, ema: bool, scaled: bool, dtype, seed: jax.Array, lr: jax.Array, steps: jax.Array) -> State:
-    """A fresh state; pure, to be jitted with sharded outputs so that nothing is ever whole on one device.
+def init_state(params, tx, *, ema: bool, scaled: bool, seed: jax.Array, lr: jax.Array, steps: jax.Array) -> State:
+    """The state of a run that has not begun, from its initial parameters; pure, to be jitted with sharded outputs.
 
     seed: uint32, lr: float32, steps: int32 scalars.
     """
-    params = init(specs, jax.random.key(seed), dtype)
     # Distinct buffers: the state is donated, and one buffer cannot be given away twice.
     zero = [jnp.zeros((), jnp.int32) for _ in range(3)]
     scale = DynamicScale(fin_steps=jnp.zeros((), jnp.int32), scale=jnp.full((), 2.0**16, jnp.float32)) if scaled else None

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.core.errors import UserError
-from jaxeff.core.sharding import batch_sharding
+from jaxeff.core.sharding import batch_sharding, shardings
+from jaxeff.core.spec import abstract, init
 from jaxeff.mixers.base import Ctx
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.optim import Optim, optimizer, schedule
 from jaxeff.train.state import State, init_state, state_shardings
-from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Step(NamedTuple):
@@ -39,6 +40,11 @@ def make_step(experiment: Experiment, mesh=None) -> Step:
     """
     mesh = experiment.mesh.make() if mesh is None else mesh
     check_batch(experiment, mesh)
+    return compiled(experiment, mesh)
+
+
+def compiled(experiment: Experiment, mesh) -> Step:
+    """`make_step` without the check of the batch: for those who only want the shapes of the state on another mesh."""
     optim = dataclasses.replace(experiment.optim, lr=0.0)
     train = experiment.train
     return _make_step(experiment.model, experiment.objective, optim, train.accumulate, experiment.policy, mesh)
@@ -82,9 +88,9 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
     ctx = Ctx(policy=policy, mesh=mesh if mesh.size > 1 else None)
     dtype = jnp.dtype(policy.param)
 
-    def fresh(seed, lr, steps):
+    def fresh(params, seed, lr, steps):
         scaled = policy.compute == "float16"
-        return init_state(specs, tx, ema=optim.ema is not None, scaled=scaled, dtype=dtype, seed=seed, lr=lr, steps=steps)
+        return init_state(params, tx, ema=optim.ema is not None, scaled=scaled, seed=seed, lr=lr, steps=steps)
 
     def gradients(params, scale, batch):
         """(loss, gradients, number of targets, new loss scale)."""
@@ -105,7 +111,8 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
         def add(carry, part):
             loss, grads, n, scale = carry
             loss_i, grads_i, n_i, scale = gradients(params, scale, part)
-            return (loss + n_i * loss_i, jax.tree.map(lambda g, gi: g + n_i.astype(g.dtype) * gi, grads, grads_i), n + n_i, scale), None
+            grads = jax.tree.map(lambda g, gi: g + n_i.astype(g.dtype) * gi, grads, grads_i)
+            return (loss + n_i * loss_i, grads, n + n_i, scale), None
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, policy.reduce), params)
         (loss, grads, n, scale), _ = jax.lax.scan(add, (jnp.float32(0), zeros, jnp.float32(0), scale), parts)
@@ -114,7 +121,7 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
 
     def step(state: State, batch):
         loss, grads, n, scale = (gradients if accumulate == 1 else accumulated)(state.params, state.scale, batch)
-        grad_norm = optax.global_norm(grads).astype(jnp.float32)
+        grad_norm = optax.tree.norm(grads).astype(jnp.float32)
         lr = state.lr * share(state.step + 1, state.steps)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = jax.tree.map(lambda p, u: p - lr.astype(p.dtype) * u.astype(p.dtype), state.params, updates)
@@ -137,14 +144,20 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
         return new, metrics
 
     scalars = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = jax.eval_shape(fresh, *scalars)
+    shapes = jax.eval_shape(fresh, abstract(specs, dtype), *scalars)
     laid = state_shardings(shapes, specs, mesh)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
     replicated = NamedSharding(mesh, PartitionSpec())
+    rest = jax.jit(fresh, out_shardings=laid, donate_argnums=0)
+
+    def initial(seed, lr, steps):
+        # Parameters apart from the rest: each declaration is compiled once for all models that share it.
+        return rest(init(specs, jax.random.key(seed), dtype, shardings(specs, mesh)), seed, lr, steps)
+
     return Step(
-        init=jax.jit(fresh, out_shardings=laid),
+        init=initial,
         step=jax.jit(step, in_shardings=(laid, batch_sharding(mesh)), out_shardings=(laid, replicated), donate_argnums=0),
-        abstract=abstract,
+        abstract=target,
         mesh=mesh,
     )
 

@@ -1,9 +1,8 @@
-"""The folder of one run: whose it is, what it holds, and that one process at a time writes it.
+"""What a workdir remembers beside its checkpoints, and who may write to it.
 
-    DIR/run.json          the resolved config, versions, git state, device, corpus fingerprint
-    DIR/metrics.jsonl     one object a logged step
-    DIR/checkpoints/      see `jaxeff.train.checkpoint`
-    DIR/lock              held while a process trains here
+    run.json         resolved config, package versions, git state, device, fingerprint of the corpus; one entry per start
+    metrics.jsonl    one object per logged step, each step once
+    lock             held by the process that trains here
 """
 
 import contextlib
@@ -15,150 +14,187 @@ import os
 import platform
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxeff import __version__
+import jaxeff
 from jaxeff.core.errors import UserError
 from jaxeff.train.checkpoint import refusals
-from jaxeff.train.experiment import FREE, Experiment, diff, from_json, to_json
+from jaxeff.train.experiment import CONFIG_MODULE, FREE, Experiment, diff, from_json, to_json
 
-RUN, METRICS, LOCK = "run.json", "metrics.jsonl", "lock"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "grain", "tensorflow-datasets")
-
-
-def write_json(path: Path, data: Any) -> None:
-    """All of the file or nothing of it."""
-    with refusals(path.parent):
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
 
 
 @contextlib.contextmanager
-def locked(workdir: Path):
-    """Makes the folder and holds its lock. Raises UserError when another process holds it, or it cannot be written."""
+def locked(workdir: Path) -> Iterator[None]:
+    """Exclusive use of a workdir, made if need be; the system ends it however the process ends.
+
+    Raises UserError when another process has it, or the folder cannot be made or written to.
+    """
     with refusals(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        handle = open(workdir / LOCK, "a+", encoding="utf-8")
-    with handle:
+        file = open(workdir / "lock", "a+")  # noqa: SIM115
+    with file:
         try:
-            # The kernel lets go of it when the process ends, however it ends.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "unknown"
-            raise UserError(f"{workdir} is in use by another process (pid {owner})") from None
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip()
+            raise UserError(f"{workdir} is in use by another process{f' (pid {owner})' if owner else ''}") from None
         with refusals(workdir):
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
 
 
-def claim(workdir: Path, experiment: Experiment, fingerprint: str) -> None:
-    """Writes run.json into a fresh folder, or checks that the folder is this experiment's.
+def write_json(path: Path, value):
+    """Replaces the file whole, or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with refusals(path.parent):
+        partial.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(partial, path)
 
-    Raises UserError that lists the differing fields when it is another's, or when the corpus has changed.
-    """
-    path = workdir / RUN
-    if not path.exists():
-        if any((workdir / "checkpoints").glob("*")):
-            raise UserError(f"{workdir} holds checkpoints but no {RUN}: choose an empty folder")
-        write_json(path, describe(experiment, fingerprint))
-        return
-    record = read(workdir)
-    changed = [(name, old, new) for name, old, new in diff(record["config"], experiment) if not name.startswith(FREE)]
+
+def read_run(workdir) -> dict[str, Any] | None:
+    """The content of run.json, or None where nothing was trained yet. Raises UserError when it cannot be read."""
+    path = Path(workdir) / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def stored_experiment(workdir) -> Experiment:
+    """The experiment that was trained in `workdir`. Raises UserError when there is none."""
+    run = read_run(workdir)
+    if run is None:
+        raise UserError(f"{workdir} holds no training run (no run.json); train first: jaxeff train CONFIG --workdir {workdir}")
+    for name, source in run.get("config_sources", {}).items():
+        # Classes that the config file itself defined.
+        if name not in sys.modules:
+            sys.modules[name] = types.ModuleType(name)
+            exec(compile(source, f"{name}.py", "exec"), sys.modules[name].__dict__)
+    return from_json(run["experiment"])
+
+
+def check_config(run: dict[str, Any], experiment: Experiment, workdir):
+    """Raises UserError when a workdir's run is of another config; the message lists the fields that differ."""
+    changed = [found for found in diff(run["experiment"], to_json(experiment)) if not found[0].startswith(FREE)]
     if changed:
-        fields = "; ".join(f"{name}: {old!r} there, {new!r} here" for name, old, new in changed)
-        raise UserError(f"{workdir} belongs to another config: {fields}")
-    if record["corpus"] != fingerprint:
+        shown = ", ".join(f"{path}: {old!r} there, {new!r} now" for path, old, new in changed[:6])
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise UserError(f"{workdir} belongs to a run with another config ({shown}{more}); use another workdir")
+
+
+def check_corpus(run: dict[str, Any], fingerprint: str, workdir):
+    """Raises UserError when the corpus or its tokenizer is another one by now."""
+    if run["fingerprint"] != fingerprint:
         raise UserError(
-            f"{workdir} was trained on another text (fingerprint {record['corpus'][:12]} there, {fingerprint[:12]} here):"
-            " the files, the Python version or the tokenizer changed"
+            f"{workdir} was trained on another corpus (fingerprint {run['fingerprint'][:12]} there, {fingerprint[:12]} now):"
+            " the text or its tokenizer changed; use another workdir"
         )
 
 
-def read(workdir) -> dict[str, Any]:
-    """run.json. Raises UserError when there is none or it is damaged."""
-    path = Path(workdir) / RUN
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{workdir} is no run: it has no {RUN}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror.lower()}") from None
-
-
-def stored(workdir) -> Experiment:
-    """The experiment that a folder belongs to."""
-    return from_json(read(workdir)["config"])
-
-
-def describe(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
-    """What run.json says: enough to know later what made the numbers."""
+def describe(experiment: Experiment, prepared, mesh) -> dict[str, Any]:
+    """A new run.json."""
     return {
-        "config": to_json(experiment),
-        "corpus": fingerprint,
-        "command": sys.argv,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"jaxeff": __version__, "python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git": git(),
-        "device": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-            "host": platform.platform(),
-            "cores": os.cpu_count(),
-        },
+        "experiment": to_json(experiment),
+        "config_sources": _config_sources(experiment),
+        "fingerprint": prepared.fingerprint,
+        "data": prepared.statistics,
+        "starts": [circumstances(0, mesh)],
     }
 
 
-def git() -> dict[str, Any] | None:
-    """Commit of the working folder and whether it has uncommitted changes; None outside a repository."""
+def circumstances(step: int, mesh) -> dict[str, Any]:
+    """Where and with what a run starts, or goes on, at `step`."""
+    device = mesh.devices.flat[0]
+    return {
+        "step": step,
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
+        "mesh": dict(mesh.shape),
+        "processes": jax.process_count(),
+        "python": platform.python_version(),
+        "jaxeff": jaxeff.__version__,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": git(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
 
-    def ask(*words):
-        return subprocess.run(("git", *words), capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git(folder: Path = Path(jaxeff.__file__).parent) -> dict[str, Any] | None:
+    """{"commit", "changed": files that differ from it} of the repository around `folder`; None where there is none."""
+
+    def ask(*args):
+        return subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True).stdout
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+        return {"commit": ask("rev-parse", "HEAD").strip(), "changed": ask("status", "--porcelain", ".").splitlines()}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
+def _config_sources(experiment: Experiment) -> dict[str, str]:
+    names = {value.rpartition(".")[0] for value in _types(to_json(experiment))}
+    names = {name for name in names if name.startswith(CONFIG_MODULE)}
+    return {name: Path(sys.modules[name].__file__).read_text() for name in sorted(names)}
+
+
+def _types(data):
+    if isinstance(data, dict):
+        yield data["type"]
+    for item in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _types(item)
+
+
 class Metrics:
-    """metrics.jsonl: lines are appended and flushed; what lies beyond `step`, or was cut off by a kill, is taken back first."""
+    """metrics.jsonl: lines are appended whole; those of steps after `step`, which will be done again, are dropped first."""
 
     def __init__(self, workdir: Path, step: int):
-        self.path = workdir / METRICS
-        self.lines = [line for line in self._intact() if line["step"] <= step]
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        partial = self.path.with_name("metrics.jsonl.partial")
         with refusals(workdir):
-            partial = self.path.with_name(METRICS + ".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, self.path)
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = open(self.path, "a")  # noqa: SIM115
 
-    def _intact(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        lines = []
-        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError, TypeError, KeyError):
-                lines.append(line := json.loads(text))
-                line["step"]
-        return [line for line in lines if isinstance(line, dict) and "step" in line]
-
-    def append(self, line: dict[str, Any]) -> None:
-        """One object, on disk as far as a kill is concerned."""
-        self.lines.append(line)
+    def write(self, line: dict[str, Any]):
+        """Appends one object."""
         with refusals(self.path.parent):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
-    def close(self) -> None:
+    def close(self):
+        """Closes the file."""
         self._file.close()
+
+
+def read_metrics(workdir) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, oldest first; a last line that a kill cut short is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

@@ -99,11 +99,21 @@ def test_every_benchmark_can_be_called_by_name_with_its_options():
         defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
         assert options == {"benchmark": name, "json": None, **defaults}
     assert parser.parse_args(["train", "--rounds", "3"]).rounds == 3
+    assert parser.parse_args([]).benchmark is None
 
 
 def test_run_prints_and_writes(tmp_path, capsys):
     registry.run("attention-memory", json=str(tmp_path / "a.json"), time=64, heads=1, kv_heads=1, head_dim=8)
     assert "attention_reference" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["name"] == "attention-memory"
+
+
+def test_without_a_name_the_benchmarks_are_listed(capsys):
+    assert registry.run(None) is None
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == list(registry.BENCHMARKS)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="attention-memory"):
         registry.run("attention-memor")

@@ -175,7 +175,7 @@ def test_plain_lines_tell_model_run_step_and_time_left(tmp_path, no_costs, capsy
     run(small(), tmp_path, train=Table(), progress=Lines(every=0.0))
     out = capsys.readouterr().out
     assert "[1/8] mha lr-0.001: 3 steps, lr 0.001, seed 0" in out
-    assert "[8/8] mqa seed-1: step 6 of 6 loss 1.000 100 tokens/s" in out
+    assert "[8/8] mqa seed-1: step 6 of 6  loss 1.000  100 tokens/s" in out
     assert "[8/8] mqa seed-1: test 2.0000 bits per byte" in out and " left" in out
 
 

@@ -1,0 +1,340 @@
+"""What every mixer of the registries must do. A new registry line gets all of these tests, with `Mixer(d_model=32)` unless
+SMALL names a smaller or sharper configuration; further configurations of one name are written `name/variant`.
+
+B batch, T time, D model. T is odd and crosses the recurrences' chunk of 64 tokens, and every window and cache used here.
+"""
+
+import functools
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+import jaxeff
+from jaxeff.core.sharding import MESH_AXES, RULES, pspec
+from jaxeff.core.spec import Spec
+from jaxeff.mixers.base import Ctx
+from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
+from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
+from jaxeff.models import LM, Block
+from tests.closeness import assert_close
+
+SMALL = {
+    "gqa": GQA(16, n_heads=4, n_kv_heads=2),
+    "gqa/options": GQA(16, n_heads=2, n_kv_heads=1, head_dim=6, qk_norm=True, bias=True, softcap=2.0, rope=None),
+    "mha": MHA(16, n_heads=2),
+    "mqa": MQA(16, n_heads=2),
+    "window": SlidingWindow(16, window=5, n_heads=2),
+    "linear": LinearAttention(16, n_heads=2),
+    "linear/taylor2": LinearAttention(16, n_heads=2, feature_map="taylor2", key_dim=3, bias=True),
+    "linear/rms": LinearAttention(16, n_heads=2, feature_map="softmax", normalise=False),
+    "mlp": MLP(16, d_hidden=24),
+    "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", bias=True),
+}
+REGISTERED = MIXERS | CHANNEL_MIXERS
+CASES = {name: SMALL.get(name) or make(d_model=32) for name, make in REGISTERED.items()}
+CASES |= {name: mixer for name, mixer in SMALL.items() if "/" in name}
+
+# Decode states that hold every token; all others must have a size that does not depend on the length of the text.
+GROWING = {"gqa", "gqa/options", "mha", "mqa"}
+
+B, HALF = 2, 35
+T = 2 * HALF
+KEY = jax.random.key(0)
+ONES = np.ones((B, T), np.int32)
+# The longest sums have some hundred terms of size one, and a softmax or normaliser after them: 1e-6 is usual.
+F32 = 1e-5
+# bfloat16 keeps 8 bits, 2^-9 = 2e-3 a rounding; four roundings in a row, and sums of squares of them in the features.
+BF16 = 2e-2
+
+every_mixer = pytest.mark.parametrize("name", CASES)
+every_registered = pytest.mark.parametrize("name", REGISTERED)
+
+
+@functools.cache
+def values(name):
+    """Parameters with biases and scales drawn too, so that none of them drops out of a comparison."""
+    params = jaxeff.init(CASES[name].specs(), KEY)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return structure.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+@functools.cache
+def inputs(name, seed=2, batch=B):
+    return jax.random.normal(jax.random.key(seed), (batch, T, CASES[name].d_model))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(mixer, params, x_BTD, segment_ids_BT=None, state=None):
+    return mixer.apply(params, x_BTD, state, ctx=Ctx(segment_ids=segment_ids_BT))
+
+
+def whole(name, segment_ids_BT=ONES, x_BTD=None):
+    """y_BTD of the training form."""
+    y_BTD, state = apply(CASES[name], values(name), inputs(name) if x_BTD is None else x_BTD, segment_ids_BT)
+    assert state is None
+    return y_BTD
+
+
+def empty(name):
+    return CASES[name].init_state(B, T, jnp.float32)
+
+
+def half(name, x_BTD, state, segment_ids_BT=ONES[:, :HALF]):
+    return apply(CASES[name], values(name), x_BTD, segment_ids_BT, state)
+
+
+def steps(name, x_BTD, state):
+    """Token after token, without segment ids: the segment goes on."""
+    outputs = []
+    for t in range(x_BTD.shape[1]):
+        y_B1D, state = apply(CASES[name], values(name), x_BTD[:, t : t + 1], None, state)
+        outputs.append(y_B1D)
+    return jnp.concatenate(outputs, axis=1), state
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def output_and_gradients(mixer, params, x_BTD, segment_ids_BT):
+    """y, and the gradients of sum(sin(y)) for parameters and input."""
+
+    def loss(params, x_BTD):
+        y_BTD, _ = mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT))
+        return jnp.sum(jnp.sin(y_BTD)), y_BTD
+
+    gradients, y_BTD = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x_BTD)
+    return y_BTD, gradients
+
+
+@every_mixer
+def test_shapes_and_finite_gradients(name):
+    x_BTD = inputs(name)
+    segment_ids = ONES.copy()
+    segment_ids[0, :3], segment_ids[1, 40:], segment_ids[1, -5:] = 0, 2, 0
+    y_BTD, gradients = output_and_gradients(CASES[name], values(name), x_BTD, segment_ids)
+    assert y_BTD.shape == x_BTD.shape and y_BTD.dtype == x_BTD.dtype
+    for path, gradient in jaxeff.core.tree.paths(gradients).items():
+        assert jnp.all(jnp.isfinite(gradient)), path
+        assert jnp.any(gradient != 0), f"{path} takes no part"
+
+
+@every_mixer
+def test_works_alone_and_jitted_is_plain(name):
+    x_BTD = inputs(name)[:, :3]
+    plain, state = CASES[name].apply(values(name), x_BTD)
+    assert state is None
+    jitted, _ = apply(CASES[name], values(name), x_BTD)
+    assert_close(jitted, plain, F32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def input_gradients(mixer, params, x_BTD, segment_ids_BT, times):
+    """d sum(y_t * r) / d x for each of `times`: [len(times), B, T, D]."""
+    run = lambda x_BTD: mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT))[0]
+    y_BTD, pullback = jax.vjp(run, x_BTD)
+    r_BTD = jax.random.normal(jax.random.key(3), y_BTD.shape)
+    at = jax.nn.one_hot(times, T)[:, None, :, None]
+    return jax.vmap(lambda mask_BTD: pullback(mask_BTD * r_BTD)[0])(at)
+
+
+@every_mixer
+def test_gradients_never_come_from_the_future_or_another_segment(name):
+    times = np.array([0, 1, 7, 31, 39, 40, 41, 63, 64, T - 1])
+    segment_ids = ONES.copy()
+    segment_ids[1, 40:] = 2
+    g = np.asarray(input_gradients(CASES[name], values(name), inputs(name), segment_ids, times))
+    for gradient, t in zip(g, times, strict=True):
+        assert np.all(gradient[:, t + 1 :] == 0), f"output {t} depends on its future"
+        assert np.all(np.any(gradient[:, t] != 0, axis=-1)), f"output {t} does not depend on its own input"
+        if t >= 40:
+            assert np.all(gradient[1, :40] == 0), f"output {t} depends on the segment before"
+        if name.split("/")[0] in CHANNEL_MIXERS:
+            assert np.all(gradient[:, :t] == 0), f"a channel mixer's output {t} depends on another token"
+
+
+@every_mixer
+def test_the_whole_is_its_halves_and_its_tokens(name):
+    x_BTD = inputs(name)
+    expected = whole(name)
+    first, state = half(name, x_BTD[:, :HALF], empty(name))
+    second, _ = half(name, x_BTD[:, HALF:], state)
+    assert_close(jnp.concatenate([first, second], axis=1), expected, F32, "halves")
+    by_token, state_by_token = steps(name, x_BTD[:, :HALF], empty(name))
+    assert_close(by_token, expected[:, :HALF], F32, "tokens")
+    assert_close(half(name, x_BTD[:, HALF:], state_by_token)[0], second, F32, "prefill after decoding")
+    assert_close(steps(name, x_BTD[:, HALF : HALF + 4], state)[0], second[:, :4], F32, "decoding after prefill")
+
+
+@every_mixer
+def test_padding_leaves_the_state_untouched(name):
+    _, state = half(name, inputs(name)[:, :HALF], empty(name))
+    _, after = half(name, inputs(name, seed=4)[:, :HALF], state, np.zeros((B, HALF), np.int32))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for path, leaf in jaxeff.core.tree.paths(after).items():
+        assert jnp.array_equal(leaf, jaxeff.core.tree.paths(state)[path]), path
+
+
+@every_mixer
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_ragged_batch_is_each_prompt_alone(name, side):
+    prompts, lengths = inputs(name), (HALF - 1, 9)
+    place = [slice(HALF - n, HALF) if side == "left" else slice(0, n) for n in lengths]
+    x_BTD, segment_ids = inputs(name, seed=4)[:, :HALF], np.zeros((B, HALF), np.int32)
+    for b, n in enumerate(lengths):
+        x_BTD, segment_ids[b, place[b]] = x_BTD.at[b, place[b]].set(prompts[b, :n]), 1
+    y_BTD, state = half(name, x_BTD, empty(name), segment_ids)
+    next_BTD, _ = steps(name, inputs(name, seed=5)[:, :3], state)
+    for b, n in enumerate(lengths):
+        alone, state_alone = steps(name, prompts[:, :n], empty(name))
+        assert_close(y_BTD[b, place[b]], alone[b], F32, f"prompt of {n}")
+        assert_close(next_BTD[b], steps(name, inputs(name, seed=5)[:, :3], state_alone)[0][b], F32, f"after a prompt of {n}")
+
+
+@every_mixer
+def test_packed_segments_do_not_see_each_other_at_any_boundary(name):
+    boundaries = np.arange(1, T)[:, None]  # one row of the batch for each
+    times = np.arange(T)[None]
+    segment_ids = 1 + (times >= boundaries).astype(np.int32)
+    x_BTD, other = inputs(name, batch=T - 1), inputs(name, seed=6, batch=T - 1)
+    after = segment_ids == 2
+    y_BTD = whole(name, segment_ids, x_BTD)
+    changed = whole(name, segment_ids, jnp.where(after[:, :, None], x_BTD, other))
+    assert jnp.array_equal(jnp.where(after[:, :, None], y_BTD, 0), jnp.where(after[:, :, None], changed, 0))
+
+    # The second segment at the start of its row, the rest of which is padding.
+    shift = (times + boundaries) % T
+    moved = jnp.take_along_axis(x_BTD, shift[:, :, None], axis=1)
+    alone = whole(name, (times + boundaries < T).astype(np.int32), moved)
+    back = jnp.take_along_axis(alone, ((times - boundaries) % T)[:, :, None], axis=1)
+    assert_close(jnp.where(after[:, :, None], y_BTD, 0), jnp.where(after[:, :, None], back, 0), F32)
+
+
+@every_mixer
+def test_a_new_segment_does_not_see_the_state(name):
+    x_BTD = inputs(name)
+    fresh, _ = half(name, x_BTD[:, HALF:], empty(name))
+    _, state = half(name, x_BTD[:, :HALF], empty(name))
+    after, _ = half(name, x_BTD[:, HALF:], state, 2 * ONES[:, :HALF])
+    assert_close(after, fresh, F32)
+
+
+@every_mixer
+def test_bfloat16_is_near_float32(name):
+    y_BTD, _ = apply(CASES[name], values(name), inputs(name).astype(jnp.bfloat16), ONES)
+    assert y_BTD.dtype == jnp.bfloat16
+    assert_close(y_BTD, whole(name, x_BTD=inputs(name).astype(jnp.bfloat16).astype(jnp.float32)), BF16)
+
+
+@every_mixer
+def test_size_of_the_state(name):
+    def size(max_len):
+        state = jax.eval_shape(lambda: CASES[name].init_state(B, max_len, jnp.bfloat16))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+    growth = size(10_000) - size(1_000)
+    assert growth > 0 if name in GROWING else growth == 0
+
+
+@every_mixer
+def test_axes_are_known_and_do_not_collide(name):
+    mesh = AbstractMesh((2, 2, 2, 2), MESH_AXES)
+    for path, spec in jaxeff.core.tree.paths(CASES[name].specs()).items():
+        assert isinstance(spec, Spec), path
+        assert set(spec.axes) <= set(RULES) | {None}, path
+        pspec(spec.axes, spec.shape, mesh)
+
+
+@every_mixer
+def test_lowers_for_a_mesh_of_32_devices(name):
+    mesh = AbstractMesh((1, 16, 2, 1), MESH_AXES)
+    shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    specs = CASES[name].specs()
+    params = jax.tree.map(shape, jaxeff.abstract(specs), jaxeff.shardings(specs, mesh))
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    x_BTD = jax.ShapeDtypeStruct((16, T, CASES[name].d_model), jnp.float32, sharding=rows)
+    ids_BT = jax.ShapeDtypeStruct((16, T), jnp.int32, sharding=rows)
+    traced = output_and_gradients.trace(CASES[name], params, x_BTD, ids_BT)
+    assert "mhlo.num_partitions = 32" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@every_mixer
+def test_sharded_is_unsharded(name):
+    mesh = jaxeff.make_mesh(fsdp=2, tensor=2)
+    params = jax.device_put(values(name), jaxeff.shardings(CASES[name].specs(), mesh))
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    sharded = output_and_gradients(CASES[name], params, *jax.device_put((inputs(name), ONES), rows))
+    assert_close(sharded, output_and_gradients(CASES[name], values(name), inputs(name), ONES), F32)
+
+
+class Fields(dict):
+    """Names in a formula are attributes of the mixer."""
+
+    def __init__(self, mixer):
+        self.mixer = mixer
+
+    def __missing__(self, name):
+        return getattr(self.mixer, name)
+
+
+@every_mixer
+def test_parameter_count_is_the_formula_of_the_docstring(name):
+    mixer = CASES[name]
+    found = re.search(r"^Parameters: (.+?)(?:\n\n|\Z)", inspect.getdoc(type(mixer)), re.DOTALL | re.MULTILINE)
+    assert found, f"the docstring of {type(mixer).__name__} has no line 'Parameters: <expression in its fields>'"
+    formula = " ".join(found[1].split())
+    assert eval(formula, {"__builtins__": {"min": min, "max": max}}, Fields(mixer)) == jaxeff.count(mixer.specs()), formula
+
+
+def model(name, **options):
+    mixer = CASES[name]
+    block = Block(GQA(n_heads=2), mixer) if name in CHANNEL_MIXERS else Block(mixer)
+    return LM(12, mixer.d_model, (block,), 2, **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def model_loss_and_gradients(lm, params, tokens_BT):
+    return jax.value_and_grad(lambda params: jnp.mean(jnp.sin(lm.apply(params, tokens_BT)[0])))(params)
+
+
+@every_registered
+def test_scanned_and_recomputed_layers_are_plain_layers(name):
+    params = jaxeff.init(model(name).specs(), KEY)
+    tokens_BT = jax.random.randint(KEY, (1, 9), 0, 12)
+    plain = model_loss_and_gradients(model(name, scan=False), params, tokens_BT)
+    assert_close(model_loss_and_gradients(model(name, scan=True, remat="full"), params, tokens_BT), plain, F32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def fit(lm, params, tokens_BT, n_steps):
+    """Loss on the second half of the text before each of `n_steps` steps of Adam."""
+    optimizer = optax.adam(1e-2)
+
+    def loss(params):
+        log_p = jax.nn.log_softmax(lm.apply(params, tokens_BT[:, :-1])[0])
+        nll = -jnp.take_along_axis(log_p, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+        return jnp.mean(nll[:, nll.shape[1] // 2 :])
+
+    def step(carry, _):
+        params, state = carry
+        value, gradients = jax.value_and_grad(loss)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
+            updates, state = optimizer.update(gradients, state)
+        return (optax.apply_updates(params, updates), state), value
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), None, length=n_steps)[1]
+
+
+@every_registered
+def test_overfits_a_copy_task_of_32_tokens(name):
+    half = jax.random.randint(jax.random.key(7), (1, 16), 0, 12)
+    losses = fit(model(name), jaxeff.init(model(name).specs(), KEY), jnp.concatenate([half, half], axis=1), 150)
+    assert losses[0] > 2.0 and losses[-1] < 0.1, losses[::30]
+
+

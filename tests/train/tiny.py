@@ -1,0 +1,99 @@
+"""The smallest run that has everything: used by all tests of training."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxeff.data import Bytes, Data
+from jaxeff.data.grammar import Grammar
+from jaxeff.mixers import GQA, MLP
+from jaxeff.models import LM, Block
+from jaxeff.train.experiment import Experiment, Train
+from jaxeff.train.optim import Optim
+from jaxeff.train.overrides import override
+
+ROOT = Path(__file__).parents[2]
+# What a run must repeat bit for bit.
+REPEATED = ("step", "loss", "grad_norm", "lr", "tokens", "skipped", "bits_per_byte", "eval_loss")
+
+CONFIG = """
+from tests.train.tiny import experiment
+
+
+def config():
+    return experiment()
+"""
+
+
+def experiment(*assignments: str) -> Experiment:
+    """Two narrow layers on sentences of a grammar; `assignments` as for --set."""
+    mixer = GQA(n_heads=4, n_kv_heads=2, head_dim=4)
+    e = Experiment(
+        model=LM(vocab_size=259, d_model=16, pattern=(Block(mixer, MLP(d_hidden=32)),), repeats=2),
+        data=Data(source=Grammar(n_documents=60), tokenizer=Bytes(), seq_len=32, batch_size=4),
+        optim=Optim(lr=1e-2),
+        train=Train(steps=8, log_every=1, eval_every=4, save_every=4, eval_batches=2),
+    )
+    return override(e, assignments)
+
+
+def batches(e: Experiment, n: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Rows without structure beyond a skewed distribution of tokens, the last third of some of them padding."""
+    rng, (b, t) = np.random.default_rng(seed), (e.data.batch_size, e.data.seq_len)
+    found = []
+    for _ in range(n):
+        tokens = np.minimum(rng.geometric(0.05, (b, t)) + 2, e.model.vocab_size - 1).astype(np.int32)
+        inside = np.arange(t)[None] < np.where(rng.random((b, 1)) < 0.5, t, 2 * t // 3)
+        last = np.arange(t)[None] == inside.sum(1, keepdims=True) - 1
+        found.append({
+            "tokens": np.where(inside, tokens, 0).astype(np.int32),
+            "segment_ids": inside.astype(np.int32),
+            "positions": np.where(inside, np.arange(t)[None], 0).astype(np.int32),
+            "loss_mask": (inside & ~last).astype(np.float32),
+        })  # fmt: skip
+    return found
+
+
+def repeated(lines) -> list[dict]:
+    """The fields of metrics that do not depend on the clock."""
+    return [{name: line[name] for name in REPEATED if name in line} for line in lines]
+
+
+def same(a, b) -> bool:
+    """Whether two trees are equal bit for bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def without(e: Experiment, **fields) -> Experiment:
+    """`dataclasses.replace`, for what --set cannot say."""
+    return dataclasses.replace(e, **fields)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For subprocesses: one device, and caches that make the second start quick."""
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return env | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAXEFF_CACHE": str(folder / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONWARNINGS": "default",
+    }
+
+
+def command(*words) -> list[str]:
+    """`jaxeff ...` as a subprocess."""
+    return [sys.executable, "-m", "jaxeff.cli", *map(str, words)]
+
+
+def run(folder: Path, *words, **options) -> subprocess.CompletedProcess:
+    """`jaxeff ...`, its output as text."""
+    return subprocess.run(command(*words), env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=120, **options)
