@@ -61,18 +61,26 @@ def train(part: Part, workdir: Path, prepared: Prepared, progress: Progress) -> 
         result = fit(e, workdir, report=Relay(progress, part), stop=stop, prepared=prepared)
     if result.stopped:
         raise Stopped
-    lines = [line for line in result.lines if line["loss"] is not None]
+    steps, losses = curve(result.lines)
     bits = result.bits_per_byte if part.split == "validation" else _test(e, result, prepared, part.split)
     if part.split == "validation":
         shutil.rmtree(workdir, ignore_errors=True)
     return {
         "bits_per_byte": None if diverged(result, bits) else bits,
         "validation": result.bits_per_byte,
-        "steps": [line["step"] for line in lines],
-        "losses": [line["loss"] for line in lines],
+        "steps": steps,
+        "losses": losses,
         "tokens": result.lines[-1]["tokens"],
         "seconds": time.perf_counter() - begun,
     }
+
+
+def curve(lines: list[dict[str, Any]], points: int = 100) -> tuple[list[int], list[float]]:
+    """(steps, losses) of a run's log, at most so many: each the mean over a window of logged steps, named by its last one."""
+    lines = [line for line in lines if line["loss"] is not None]
+    width = -(-len(lines) // points) or 1
+    windows = [lines[i : i + width] for i in range(0, len(lines), width)]
+    return [w[-1]["step"] for w in windows], [math.fsum(line["loss"] for line in w) / len(w) for w in windows]
 
 
 def _test(e: Experiment, result: Result, prepared: Prepared, split: str) -> float:

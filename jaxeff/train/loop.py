@@ -7,6 +7,7 @@ A run starts in one of these ways, tried in this order:
 All of them are functions of the config and the files named, so a run that is killed and started again is the same run.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -38,6 +39,9 @@ from jaxeff.train.workdir import (
     read_run,
     write_json,
 )
+
+# Steps over which tokens per second are counted: metrics are read in pairs around a save, one step alone says little.
+WINDOW = 20
 
 
 @dataclasses.dataclass
@@ -176,9 +180,9 @@ class _Loop:
         if stopped:
             self._save(None)
         self.checkpoints.wait()
-        lines = read_metrics(self.workdir)
-        at_end = self.done == self.train.steps and lines
-        return Result(self.done, self.state, lines, lines[-1].get("bits_per_byte") if at_end else None, self.done < self.train.steps)
+        lines, finished = read_metrics(self.workdir), self.done == self.train.steps
+        score = lines[-1].get("bits_per_byte") if finished and lines else None
+        return Result(self.done, self.state, lines, score, stopped=not finished)
 
     def _due(self, every: int | None) -> bool:
         return self.done == self.train.steps or (every is not None and self.done % every == 0)
@@ -201,7 +205,7 @@ class _Loop:
         self.report.step(step, self.train.steps, line)
         every = self.train.log_every
         if (scores or step == self.train.steps or (every and step % every == 0)) and jax.process_index() == 0:
-            self.metrics.write(line | self.clock.lap(self.tokens))
+            self.metrics.write(line | self.clock.waits())
             if self.events is not None:
                 for name, value in line.items():
                     if name != "step" and value is not None:
@@ -232,14 +236,14 @@ class _Loop:
                 limit=self.train.eval_batches,
                 report=self.report.stage,
             )
-        return {"bits_per_byte": found["bits_per_byte"], "validation_loss": found["loss"]}
+        return {"bits_per_byte": found["bits_per_byte"], "eval_loss": found["loss"]}
 
     def _save(self, scores: dict | None):
         if self.done in self.checkpoints.steps():
             return
         record = {"step": self.done, "tokens": self.tokens, "seconds": self.clock.seconds, "data": self.batches.get_state()}
         usable = scores if scores and math.isfinite(scores["bits_per_byte"]) else None
-        with self.clock.waiting("save_stall"):
+        with self.clock.waiting("save_wait"):
             self.checkpoints.save(self.done, self.state, record, usable)
 
 
@@ -248,8 +252,8 @@ class Clock:
 
     def __init__(self):
         self.before = self._left_out = 0.0
-        self._waits = {"data_wait": 0.0, "save_stall": 0.0}
-        self._lap: tuple[float, int] | None = None
+        self._waits = {"data_wait": 0.0, "save_wait": 0.0}
+        self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
         self.start()
 
     def start(self):
@@ -276,18 +280,15 @@ class Clock:
         self._waits[name] += time.perf_counter() - begun
 
     def tick(self, tokens: int) -> float | None:
-        """Tokens per second since the last lap, given the tokens so far; None after the first step, which compiled."""
-        if self._lap is None:
-            self._lap = self.seconds, tokens
-            return None
-        since, before = self._lap
-        return (tokens - before) / max(self.seconds - since, 1e-9)
+        """Tokens per second over the last steps, given the tokens so far; None after the first step, which compiled."""
+        self._recent.append((self.seconds, tokens))
+        (since, before), (now, total) = self._recent[0], self._recent[-1]
+        return (total - before) / (now - since) if now > since else None
 
-    def lap(self, tokens: int) -> dict[str, float]:
-        """The waits since the last lap; a new one begins."""
-        waits, self._waits = self._waits, dict.fromkeys(self._waits, 0.0)
-        self._lap = self.seconds, tokens
-        return waits
+    def waits(self) -> dict[str, float]:
+        """Seconds of waiting, by reason, since the last call."""
+        found, self._waits = self._waits, dict.fromkeys(self._waits, 0.0)
+        return found
 
 
 def _finite(value: float) -> float | None:

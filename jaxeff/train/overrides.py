@@ -52,7 +52,10 @@ def override(experiment, assignments: Iterable[str]):
 
 
 def _apply(old, change: _Change, kind, path: str, root, registry=None):
-    value = old if change.text is None else _parse(change.text, kind, path, registry)
+    if change.text is not None and registry is None and (cls := _named(change.text, kind)) is not None:
+        value = _fresh(cls, change, path, root)
+    else:
+        value = old if change.text is None else _parse(change.text, kind, path, registry)
     if not change.inner:
         return value
     if isinstance(value, str) and Block in _options(kind):
@@ -77,6 +80,20 @@ def _apply(old, change: _Change, kind, path: str, root, registry=None):
         raise UserError(f"--set {given}: {error}") from None
 
 
+def _fresh(cls: type, change: _Change, path: str, root):
+    """A class with its defaults; a field without one must be set too."""
+    needed = [f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING]
+    hints = typing.get_type_hints(cls)
+    for name in needed:
+        if name not in change.inner:
+            raise UserError(f"--set {path}={change.text}: {_snake(cls)} needs --set {path}.{name}=... as well")
+    given = {name: _apply(None, change.inner[name], hints[name], f"{path}.{name}", root) for name in needed}
+    try:
+        return cls(**given)
+    except ValueError as error:
+        raise UserError(f"--set {path}={change.text}: {error}") from None
+
+
 def _apply_items(value: tuple, change: _Change, kind, path: str, root):
     items = list(value)
     for name, inner in change.inner.items():
@@ -89,12 +106,9 @@ def _apply_items(value: tuple, change: _Change, kind, path: str, root):
 
 
 def _suggest(name: str, names, root) -> str:
-    hint = nearest(name, names)
-    if hint.startswith("known"):
-        # Not near any field here: perhaps it is the end of a path elsewhere.
-        ends = [p for p in paths(root) if p.rpartition(".")[2] == name]
-        return f"did you mean {' or '.join(map(repr, ends[:3]))}?" if ends else hint
-    return hint
+    # Perhaps it is the end of a path elsewhere.
+    ends = [p for p in paths(root) if p.rpartition(".")[2] == name]
+    return f"did you mean {' or '.join(map(repr, ends[:3]))}?" if ends else nearest(name, names)
 
 
 def paths(value, prefix: str = "") -> list[str]:
@@ -177,7 +191,9 @@ def _parse_one(text: str, kind):
     if origin is tuple:
         return _parse_tuple(text, typing.get_args(kind))
     if dataclasses.is_dataclass(kind):
-        return _parse_class(text, kind)
+        if _named(text, kind) is None:
+            raise _Mistyped(_snake(kind), _snake(kind))
+        return _fresh(kind, _Change(text), "", None)
     raise _Mistyped(f"a {getattr(kind, '__name__', kind)}, which the command line cannot give")
 
 
@@ -214,15 +230,16 @@ def _parse_item(text: str, kind):
     raise _Mistyped("a list of " + " or ".join(wanted))
 
 
-def _parse_class(text: str, kind: type):
+def _snake(cls: type) -> str:
+    """PythonDocs -> python_docs."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def _named(text: str, kind) -> type | None:
+    """The dataclass among an annotation's alternatives that a text names, in any common spelling."""
+
     def plain(name):
         return name.replace("_", "").replace("-", "").lower()
 
-    name = kind.__name__
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-    if plain(text) != plain(name):
-        raise _Mistyped(snake, snake)
-    try:
-        return kind()
-    except (TypeError, ValueError) as error:
-        raise _Mistyped(f"{snake} with its fields ({error})") from None
+    classes = [option for option in _options(kind) if dataclasses.is_dataclass(option)]
+    return next((option for option in classes if plain(option.__name__) == plain(text)), None)

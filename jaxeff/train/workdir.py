@@ -81,12 +81,12 @@ def stored_experiment(workdir) -> Experiment:
         if name not in sys.modules:
             sys.modules[name] = types.ModuleType(name)
             exec(compile(source, f"{name}.py", "exec"), sys.modules[name].__dict__)
-    return from_json(run["experiment"])
+    return from_json(run["config"])
 
 
 def check_config(run: dict[str, Any], experiment: Experiment, workdir):
     """Raises UserError when a workdir's run is of another config; the message lists the fields that differ."""
-    changed = [found for found in diff(run["experiment"], to_json(experiment)) if not found[0].startswith(FREE)]
+    changed = [found for found in diff(run["config"], to_json(experiment)) if not found[0].startswith(FREE)]
     if changed:
         shown = ", ".join(f"{path}: {old!r} there, {new!r} now" for path, old, new in changed[:6])
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
@@ -95,9 +95,9 @@ def check_config(run: dict[str, Any], experiment: Experiment, workdir):
 
 def check_corpus(run: dict[str, Any], fingerprint: str, workdir):
     """Raises UserError when the corpus or its tokenizer is another one by now."""
-    if run["fingerprint"] != fingerprint:
+    if run["corpus"] != fingerprint:
         raise UserError(
-            f"{workdir} was trained on another corpus (fingerprint {run['fingerprint'][:12]} there, {fingerprint[:12]} now):"
+            f"{workdir} was trained on another corpus (fingerprint {run['corpus'][:12]} there, {fingerprint[:12]} now):"
             " the text or its tokenizer changed; use another workdir"
         )
 
@@ -105,9 +105,9 @@ def check_corpus(run: dict[str, Any], fingerprint: str, workdir):
 def describe(experiment: Experiment, prepared, mesh) -> dict[str, Any]:
     """A new run.json."""
     return {
-        "experiment": to_json(experiment),
+        "config": to_json(experiment),
         "config_sources": _config_sources(experiment),
-        "fingerprint": prepared.fingerprint,
+        "corpus": prepared.fingerprint,
         "data": prepared.statistics,
         "starts": [circumstances(0, mesh)],
     }
@@ -118,7 +118,7 @@ def circumstances(step: int, mesh) -> dict[str, Any]:
     device = mesh.devices.flat[0]
     return {
         "step": step,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "host": platform.node(),
         "platform": platform.platform(),

@@ -54,6 +54,9 @@ F32 = 1e-5
 # bfloat16 keeps 8 bits, 2^-9 = 2e-3 a rounding; four roundings in a row, and sums of squares of them in the features.
 BF16 = 2e-2
 
+# Arrays are tiny and compilations many: machine code is not worth optimising here (the graph still is).
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 every_mixer = pytest.mark.parametrize("name", CASES)
 every_registered = pytest.mark.parametrize("name", REGISTERED)
 
@@ -72,7 +75,7 @@ def inputs(name, seed=2, batch=B):
     return jax.random.normal(jax.random.key(seed), (batch, T, CASES[name].d_model))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def apply(mixer, params, x_BTD, segment_ids_BT=None, state=None):
     return mixer.apply(params, x_BTD, state, ctx=Ctx(segment_ids=segment_ids_BT))
 
@@ -101,7 +104,7 @@ def steps(name, x_BTD, state):
     return jnp.concatenate(outputs, axis=1), state
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def output_and_gradients(mixer, params, x_BTD, segment_ids_BT):
     """y, and the gradients of sum(sin(y)) for parameters and input."""
 
@@ -134,7 +137,7 @@ def test_works_alone_and_jitted_is_plain(name):
     assert_close(jitted, plain, F32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def input_gradients(mixer, params, x_BTD, segment_ids_BT, times):
     """d sum(y_t * r) / d x for each of `times`: [len(times), B, T, D]."""
     run = lambda x_BTD: mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT))[0]
@@ -298,7 +301,7 @@ def model(name, **options):
     return LM(12, mixer.d_model, (block,), 2, **options)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def model_loss_and_gradients(lm, params, tokens_BT):
     return jax.value_and_grad(lambda params: jnp.mean(jnp.sin(lm.apply(params, tokens_BT)[0])))(params)
 
@@ -311,10 +314,10 @@ def test_scanned_and_recomputed_layers_are_plain_layers(name):
     assert_close(model_loss_and_gradients(model(name, scan=True, remat="full"), params, tokens_BT), plain, F32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jit, static_argnums=(0, 3))
 def fit(lm, params, tokens_BT, n_steps):
     """Loss on the second half of the text before each of `n_steps` steps of Adam."""
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.adam(optax.linear_schedule(1e-2, 0.0, n_steps))
 
     def loss(params):
         log_p = jax.nn.log_softmax(lm.apply(params, tokens_BT[:, :-1])[0])

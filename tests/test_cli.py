@@ -1,0 +1,256 @@
+"""The command line: what each command prints, and one clear line for whatever a user can get wrong."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from jaxeff.cli import main
+from jaxeff.train.workdir import locked
+from tests.train.tiny import CONFIG, experiment, run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """No test writes to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXEFF_CACHE", str(tmp_path_factory.mktemp("cli") / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config):
+    """A finished run. Not to be written to."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    assert main(["train", config, "--workdir", str(workdir), "--set", "model.max_positions=64"]) == 0
+    return str(workdir)
+
+
+def refused(capsys, *words) -> str:
+    """The one line that a command leaves on stderr, with exit code 2."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxeff: error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    return err
+
+
+def test_train_prints_its_steps_and_end(config, tmp_path, capsys):
+    assert main(["train", config, "--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "train.log_every=1"]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[-1].startswith(f"{tmp_path}: finished 2 steps, ") and "bits per byte on validation" in lines[-1]
+    assert any(line.startswith("step 1 of 2  loss ") for line in lines) and said.err == ""
+
+
+def test_eval_prints_readings(trained, capsys):
+    capsys.readouterr()
+    for split in ("validation", "test"):
+        assert main(["eval", "--workdir", trained, "--split", split, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["step"] == 8 and found["split"] == split
+        assert {"loss", "perplexity", "bits_per_byte", "n_tokens", "n_bytes"} <= found.keys()
+    assert main(["eval", "--workdir", trained, "--split", "test"]) == 0
+    assert f"{found['bits_per_byte']:.4f} bits per byte" in capsys.readouterr().out
+
+
+def test_generate_continues_the_prompt(trained, capsys):
+    capsys.readouterr()
+    words = ["generate", "--workdir", trained, "--prompt", "the cat", "--max-tokens", "5"]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("the cat")
+    assert main(words) == 0 and capsys.readouterr().out == first
+    assert main([*words, "--temperature", "1", "--top-k", "5", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.startswith("the cat")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train.stepz=3"], "did you mean 'steps'"),
+        (["train.steps=three"], "expected an integer, found 'three'"),
+        (["model.pattern=gqq"], "did you mean 'gqa'"),
+        (["optim.name=adamm"], "did you mean"),
+        (["data.batch_size=3", "train.accumulate=2"], "data.batch_size=3 is not divisible"),
+        (["mesh.data=64", "data.batch_size=64"], "needs 64 devices; there are 4"),
+        (["model.vocab_size=100"], "tokenizer has 259 ids"),
+        (["data.batch_size=4000"], "fewer than batch_size"),
+        (["optim.lr=1e30", "train.max_bad_steps=2"], "steps in a row had a non-finite loss"),
+        (["train.tensorboard=true"], "pip install 'jaxeff[tensorboard]'"),
+        (["data.source=text", "data.source.paths=nowhere.txt"], "nowhere.txt"),
+        (["data.tokenizer=sentence_piece", "data.tokenizer.vocab_size=9999"], "largest possible vocab_size"),
+    ],
+)
+def test_settings_that_cannot_be(config, tmp_path, capsys, monkeypatch, settings, words):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    assert words in refused(capsys, "train", config, "--workdir", tmp_path, *(w for s in settings for w in ("--set", s)))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "there is no text"),
+        (b"some text \xff\xfe that is not", "UTF-8"),
+    ],
+)
+def test_corpora_that_cannot_be(config, tmp_path, capsys, content, words):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(content)
+    settings = ("--set", "data.source=text", "--set", f"data.source.paths={path}")
+    assert words in refused(capsys, "train", config, "--workdir", tmp_path / "w", *settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def config(:\n", ":1:"),
+        ("x = 3\n", "defines no function config()"),
+        ("def config():\n    return None\n", "must return an Experiment, found NoneType"),
+        ("def config():\n    return 1 / 0\n", ":2: ZeroDivisionError"),
+    ],
+)
+def test_config_files_that_cannot_be(tmp_path, capsys, text, words):
+    path = tmp_path / "c.py"
+    path.write_text(text)
+    assert words in refused(capsys, "train", path, "--workdir", tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_config_file_absent(config, tmp_path, capsys):
+    assert "did you mean" in refused(capsys, "train", config.replace("tiny", "tinny"), "--workdir", tmp_path)
+
+
+def test_workdirs_that_cannot_be(config, trained, tmp_path, capsys):
+    said = refused(capsys, "train", config, "--workdir", trained)
+    assert "belongs to another config: model.max_positions: 64 there, None here" in said
+    with locked(tmp_path):
+        assert "in use by another process" in refused(capsys, "train", config, "--workdir", tmp_path)
+    for command in ("eval", "generate"):
+        assert "is no run" in refused(capsys, command, "--workdir", tmp_path / "nowhere")
+        assert "is no run" in refused(capsys, command, "--workdir", config)
+    (tmp_path / "run.json").write_bytes(open(f"{trained}/run.json", "rb").read())
+    for command in ("eval", "generate"):
+        assert "has no checkpoint yet" in refused(capsys, command, "--workdir", tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    assert "run.json is damaged" in refused(capsys, "eval", "--workdir", tmp_path)
+    assert "cannot write to" in refused(capsys, "train", config, "--workdir", config)
+
+
+def test_damaged_checkpoint(trained, tmp_path, capsys):
+    """Evaluation falls back too, says so, and moves nothing."""
+    workdir = shutil.copytree(trained, tmp_path / "w")
+    shutil.rmtree(workdir / "checkpoints" / "00000008" / "state")
+    capsys.readouterr()
+    assert main(["eval", "--workdir", str(workdir), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["step"] == 4
+    assert said.err.startswith("jaxeff: warning: ") and "00000008 is damaged" in said.err and said.err.count("\n") == 1
+    assert (workdir / "checkpoints" / "00000008").exists()
+    shutil.rmtree(workdir / "checkpoints" / "00000004" / "state")
+    assert main(["eval", "--workdir", str(workdir)]) == 2
+    assert "no checkpoint in" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompt", "x" * 70, "--max-tokens", "1"], "72 positions; the model has max_positions=64"),
+        (["--max-tokens", "64"], "65 positions"),
+        (["--max-tokens", "0"], "max_tokens must be at least 1"),
+        (["--temperature", "-1"], "temperature must be at least 0"),
+        (["--temperature", "1", "--top-k", "0"], "top_k must lie in"),
+        (["--temperature", "1", "--top-p", "2"], "top_p must lie in"),
+        (["--prompt", "\udcff"], "the prompt is not UTF-8"),
+    ],
+)
+def test_generations_that_cannot_be(trained, capsys, options, words):
+    assert words in refused(capsys, "generate", "--workdir", trained, *options)
+
+
+def test_split_that_is_not_there(trained, capsys):
+    assert "did you mean 'test'" in refused(capsys, "eval", "--workdir", trained, "--split", "tests")
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["eval", "--wrkdir", "x"], ["generate", "--workdir", "x", "--seed", "y"]])
+def test_unknown_options(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_internal_errors_keep_their_traceback(config, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("jaxeff.train.loop.fit", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        main(["train", config, "--workdir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system", "/x/y"), OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_refusals_of_the_file_system(config, tmp_path, capsys, monkeypatch, error):
+    """Wherever they come from."""
+
+    def refuse(*args, **kwargs):
+        try:
+            raise error
+        except OSError as cause:
+            raise RuntimeError("while writing") from cause
+
+    monkeypatch.setattr("jaxeff.train.loop.fit", refuse)
+    assert error.strerror.lower() in refused(capsys, "train", config, "--workdir", tmp_path)
+
+
+def mounted(folder, size: str) -> bool:
+    """A file system of its own, if this user may."""
+    folder.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def test_real_full_disk(config, tmp_path, capsys):
+    """One line; and with space again, the same command goes on from the last whole checkpoint."""
+    disk = tmp_path / "disk"
+    if not mounted(disk, "1m"):
+        pytest.skip("mounting is not allowed here")
+    try:
+        words = ("train", config, "--workdir", disk / "w", "--set", "train.save_every=1")
+        filler = disk / "filler"
+        filler.write_bytes(bytes(500 << 10))
+        said = refused(capsys, *words, "--set", "train.keep=100")
+        assert "no space left on device" in said
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert main([str(word) for word in words]) == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert "read-only file system" in refused(capsys, *words[:2], "--workdir", disk / "new")
+        assert "read-only file system" in refused(capsys, *words)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_as_a_process(config, tmp_path):
+    """Exit codes and streams of the real thing."""
+    done = run(tmp_path, "train", config, "--workdir", tmp_path / "w", "--set", "train.stepz=3")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("jaxeff: error: ") and done.stderr.count("\n") == 1
+    (tmp_path / "broken.py").write_text("def config():\n    raise ValueError('a\\nb')\n")
+    done = run(tmp_path, "train", tmp_path / "broken.py", "--workdir", tmp_path / "w")
+    assert done.returncode == 2 and done.stderr == f"jaxeff: error: {tmp_path / 'broken.py'}:2: a b\n"
+
+
+def test_tiny_is_tiny():
+    """What these tests cost."""
+    assert experiment().train.steps == 8

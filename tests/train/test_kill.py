@@ -1,0 +1,109 @@
+"""`jaxeff train` as a process, killed at random moments and asked to stop."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxeff.train.workdir import read_metrics
+from tests.train.tiny import CONFIG, command, environment, repeated, run
+
+N_KILLS = 20
+SET = ["--set", "train.steps=150", "--set", "train.save_every=3", "--set", "train.eval_every=30", "--set", "train.eval_batches=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    (folder / "tiny.py").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The lines of a run that nothing interrupts; it also fills the caches."""
+    done = run(folder, "train", "tiny.py", "--workdir", "whole", *SET)
+    assert done.returncode == 0, done.stderr
+    return read_metrics(folder / "whole")
+
+
+def begin(folder: Path, workdir: str) -> subprocess.Popen:
+    words = command("train", "tiny.py", "--workdir", workdir, *SET)
+    return subprocess.Popen(words, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(process: subprocess.Popen, happened, patience: float = 90.0):
+    """Waits until something is true, or the process is over."""
+    end = time.monotonic() + patience
+    while process.poll() is None and not happened():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.001)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written just now."""
+    return any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
+
+
+def test_killed_twenty_times(folder, whole):
+    rng, workdir, kinds = random.Random(0), folder / "killed", []
+    for i in range(N_KILLS):
+        process = begin(folder, "killed")
+        before = size(workdir / "metrics.jsonl")
+        kind = ("starting", "stepping", "saving", "saving", "stepping")[i % 5]
+        if kind == "starting":
+            # Before, or while, the last checkpoint is read.
+            time.sleep(rng.uniform(0.0, 3.0))
+        else:
+            grown = before + rng.randrange(200, 1500)
+            until(process, lambda grown=grown: size(workdir / "metrics.jsonl") > grown)
+            if kind == "saving":
+                until(process, lambda: saving(workdir))
+            time.sleep(rng.uniform(0.0, 0.03))
+        kinds.append("over" if process.poll() is not None else kind)
+        process.send_signal(signal.SIGKILL)
+        out, err = process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), err
+        assert "damaged" not in err and "Traceback" not in err, err
+    assert kinds.count("over") <= 2, kinds
+    done = run(folder, "train", "tiny.py", "--workdir", "killed", *SET)
+    assert done.returncode == 0, done.stderr
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == list(range(1, 151))
+    assert repeated(lines) == repeated(whole)
+    starts = json.loads((workdir / "run.json").read_text())["starts"]
+    assert len({start["step"] for start in starts}) > 5, "it did get on between the kills"
+    sums = [json.loads((folder / w / "checkpoints/00000150/record/metadata").read_text())["checksum"] for w in ("whole", "killed")]
+    assert sums[0] == sums[1], "parameters, moments and the rest, bit for bit"
+
+
+def test_sigterm_saves_and_says_how_to_go_on(folder, whole):
+    process = begin(folder, "asked to stop")
+    until(process, lambda: size(folder / "asked to stop" / "metrics.jsonl") > 300)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and not err, err
+    last = out.splitlines()[-1]
+    step = read_metrics(folder / "asked to stop")[-1]["step"]
+    assert last.startswith(f"stopped and saved at step {step} of 150; to go on: jaxeff train tiny.py --workdir 'asked to stop'")
+    done = run(folder, "train", "tiny.py", "--workdir", "asked to stop", *SET)
+    assert f"going on from step {step} of 150" in done.stdout
+    assert repeated(read_metrics(folder / "asked to stop")) == repeated(whole)
+
+
+def test_second_process_is_refused(folder, whole):
+    process = begin(folder, "shared")
+    until(process, lambda: size(folder / "shared" / "metrics.jsonl") > 0)
+    second = run(folder, "train", "tiny.py", "--workdir", "shared", *SET)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 2
+    assert second.stderr == f"jaxeff: error: shared is in use by another process (pid {process.pid})\n"
