@@ -2,6 +2,7 @@
 # make test       ruff and pytest
 # make lint       ruff alone
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
+# make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
 # make docs       the pages of docs/ as a site in site/
 # make clean      removes environments, caches and builds; keeps runs/
 #
@@ -11,7 +12,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test lint env bench-env docs clean check-python
+.PHONY: ablation test lint env bench-env figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -50,8 +51,7 @@ $(STAMP): setup.cfg pyproject.toml | check-python
 	@$(VENV) -m pip install --quiet --editable ".[test]"
 	@touch "$(STAMP)"
 
-# The peers in an environment of their own: torch never enters jaxeff's. On a machine without a GPU the CPU wheel is enough:
-#   make bench-env TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+# The peers in an environment of their own: torch never enters jaxeff's. TORCH is what pip is asked for: a version, a wheel.
 bench-env: .venv-bench/stamp
 
 .venv-bench/stamp: setup.cfg | check-python
@@ -61,6 +61,13 @@ bench-env: .venv-bench/stamp
 	@.venv-bench/bin/python -m pip install --quiet $(TORCH)
 	@.venv-bench/bin/python -m pip install --quiet transformers
 	@touch .venv-bench/stamp
+
+figures: $(STAMP) .venv-bench/stamp
+	@mkdir -p runs/figures
+	@set -e; bench="$(VENV) -m jaxeff.cli bench"; \
+	for name in attention-memory import data checkpoint generate compile; do $$bench $$name --json runs/figures/$$name.json; done; \
+	for dtype in float32 bfloat16; do $$bench train --dtype $$dtype --json runs/figures/train-$$dtype.json; done; \
+	$$bench train --d-model 256,1024 --sizes 256x4 --rounds 5 --json runs/figures/train-widths.json
 
 docs: $(STAMP)
 	@$(VENV) -m pip install --quiet --editable ".[docs]"

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     _workdir(evaluate)
 
     generate = commands.add_parser("generate", help="sample text from a trained model")
-    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--prompt", default="", help="the text to go on from (default: the start of a document)")
     generate.add_argument("--max-tokens", type=int, default=100)
     generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     generate.add_argument("--top-k", type=int)
@@ -98,6 +98,8 @@ def generate(args: argparse.Namespace) -> None:
     from jaxeff.train.progress import Silent
     from jaxeff.train.trained import load_trained
 
+    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
+        raise UserError("the prompt is not UTF-8")
     run = load_trained(args.workdir, Silent())
     tokenizer = run.prepared.tokenizer
     ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]

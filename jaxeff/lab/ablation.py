@@ -41,7 +41,8 @@ class Ablation:
     where and how long decoding is timed; timing_rounds: how many turns each model gets. environment: variables that the config
     file reads, as they stand before the command that reproduces a row.
 
-    Raises UserError for no variants, two of one name, no seeds, and no learning rates.
+    Raises UserError for no variants, two of one name, no seeds, no learning rates, no validation or test split, and contexts longer
+    than the model's positions.
     """
 
     name: str
@@ -67,6 +68,16 @@ class Ablation:
         for field in ("sweep_steps", "decode_tokens", "timing_rounds"):
             if getattr(self, field) < 1:
                 raise UserError(f"ablation {self.name!r}: {field} must be at least 1, found {getattr(self, field)}")
+
+        if not (self.base.data.valid_fraction and self.base.data.test_fraction):
+            raise UserError(
+                f"ablation {self.name!r} chooses learning rates on the validation split and reports the test split: neither can be 0"
+            )
+        bound, needed = self.base.model.max_positions, max(self.contexts, default=0) + self.decode_tokens
+        if bound is not None and needed > bound:
+            raise UserError(
+                f"ablation {self.name!r}: decoding up to {needed} tokens does not fit base.model.max_positions={bound}"
+            )
 
     @property
     def baseline(self) -> str:

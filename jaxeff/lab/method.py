@@ -17,9 +17,12 @@ All models read the same batches in the same order at one seed. A document's spl
 tokenizer was trained on the training split alone. Bits per byte counts the bytes of text that the predicted tokens stand for,
 so it does not depend on the tokenizer's vocabulary."""
 
+TRAINING = """
+All models are trained by {optimizer} on batches of {rows} rows of {tokens} tokens; only the learning rate is chosen for each."""
+
 RATE = """
 Each model was trained for {sweep_steps} steps at each of {lrs} (seed {sweep_seed}), each time with the whole schedule; the rate
-with the lowest bits per byte on the validation split was kept. A best rate at an end of the sweep is marked *: a better one
+with the lowest bits per byte on the validation split{part} was kept. A best rate at an end of the sweep is marked *: a better one
 may lie beyond."""
 
 SEEDS = """
@@ -41,6 +44,7 @@ one model. Compilation is left out. Decoding is greedy, one sequence, in one com
 PARTS = {
     "Size": SIZE,
     "Data": DATA,
+    "Training": TRAINING,
     "Learning rate": RATE,
     "Seeds": SEEDS,
     "Intervals": INTERVALS,
@@ -62,6 +66,10 @@ def method(results: Results) -> str:
         "lrs": ", ".join(f"{lr:g}" for lr in p.get("lrs", ())),
         "seeds": ", ".join(map(str, p.get("seeds", ()))),
         "interval": METHOD,
+        "optimizer": p.get("optimizer", "?"),
+        "rows": p.get("batch", "??")[0],
+        "tokens": p.get("batch", "??")[1],
+        "part": f" (its first {p['eval_batches']} batches)" if p.get("eval_batches") else "",
     }
     items = (f"<strong>{name}.</strong> {html.escape(text.strip().format(**words))}" for name, text in parts.items())
     return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"

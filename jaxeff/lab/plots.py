@@ -199,9 +199,9 @@ def decode_against_context(results: Results) -> str:
         for i, row in rows:
             contexts = [d.context for d in row.decode]
             style = look(i) | {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5}
-            left.plot(contexts, [d.token_s * 1e3 for d in row.decode], label=row.name, **style)
-            middle.plot(contexts, [d.first_token_s * 1e3 for d in row.decode], **style)
-            right.plot(contexts, [d.state_bytes for d in row.decode], **style)
+            left.plot(contexts, np.array([d.token_s * 1e3 for d in row.decode]), label=row.name, **style)
+            middle.plot(contexts, np.array([d.first_token_s * 1e3 for d in row.decode]), **style)
+            right.plot(contexts, np.array([d.state_bytes for d in row.decode]), **style)
         left.set(title="Time per token", ylabel="ms")
         middle.set(title="Time to first token", ylabel="ms")
         right.set(title="Decode state", ylabel="bytes")
@@ -225,9 +225,13 @@ def _ticks(left, middle, right, ticks: Sequence[int]):
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.xaxis.set_minor_formatter(NullFormatter())
-    left.set_ylim(bottom=0)
-    for axes in (middle, right):
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    middle.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: binary(v)))
+    for axes, text in ((left, "{:g}".format), (middle, "{:g}".format), (right, binary)):
+        _, high = axes.get_ylim()
+        low = min(line.get_ydata().min() for line in axes.lines) if axes.lines else high
+        # Powers of two where the models are far apart, else from zero, so that lengths compare.
+        if high > 8 * low > 0 and axes is not left:
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _, text=text: text(v)))

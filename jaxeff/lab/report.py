@@ -185,7 +185,7 @@ def runs(results: Results) -> str:
     )
     sizes = _small(
         "What was built.",
-        ["MLP width", "parameters", "mixer"],
+        ["MLP width", "parameters", "sequence mixer"],
         lines(
             lambda row: (
                 f'<td>{row.d_hidden or ""}</td><td>{row.n_parameters:,}</td><td class="code">{_(row.mixer)}</td>'

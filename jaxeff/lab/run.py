@@ -26,7 +26,11 @@ from jaxeff.lab.results import Decode, Results, Row
 from jaxeff.lab.training import Part, train
 from jaxeff.lab.units import Units, key, write
 from jaxeff.train.experiment import Experiment, to_json
+from jaxeff.train.optim import Optim
 from jaxeff.train.workdir import git, locked
+
+# Statistics of the data that say nothing about its content, or say it twice.
+OWN = ("fingerprint", "corpus_fingerprint", "seconds", "records")
 
 Train = Callable[[Part, Path, Prepared, Progress], dict[str, Any]]
 
@@ -45,9 +49,7 @@ class Job:
         """The short runs; none when there is one rate only."""
         a = self.ablation
         return [
-            self._part(model, f"lr-{lr:g}", lr, a.seeds[0], a.sweep_steps, "validation")
-            for lr in a.lrs
-            if len(a.lrs) > 1
+            self._part(model, f"lr-{lr}", lr, a.seeds[0], a.sweep_steps, "validation") for lr in a.lrs if len(a.lrs) > 1
         ]
 
     def finals(self, model: str, lr: float) -> list[Part]:
@@ -248,10 +250,11 @@ def collect(job: Job, command: str) -> Results:
             "sweep_seed": a.seeds[0],
             "steps": a.base.train.steps,
             "tolerance": a.tolerance if a.match == "parameters" else None,
+            "optimizer": describe(dataclasses.replace(a.base.optim, lr=Optim.lr)),
             "batch": [a.base.data.batch_size, a.base.data.seq_len],
+            "eval_batches": a.base.train.eval_batches,
         },
-        corpus={"fingerprint": job.prepared.fingerprint}
-        | {k: v for k, v in statistics.items() if k not in ("fingerprint", "seconds", "records")},
+        corpus={"fingerprint": job.prepared.fingerprint} | {k: v for k, v in statistics.items() if k not in OWN},
         machine=machine(),
         versions=versions() | commit(),
         command=f"{prefix} --workdir {shlex.quote(str(folder))}",

@@ -49,15 +49,14 @@ def gated_linear(
     state_BHCE = _check(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, chunk)
     if lookup(IMPLS, impl or "chunk", "form of gated_linear") is gated_linear_reference:
         return gated_linear_reference(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT)
-    log_a_BTHA = _gates(log_a, reset_BT)
     T = q_BTHC.shape[1]
     if T == 1:
-        step = [None if x is None else x[:, 0] for x in (q_BTHC, k_BTHC, v_BTHE, log_a_BTHA)]
+        step = [None if x is None else x[:, 0] for x in (q_BTHC, k_BTHC, v_BTHE, _gates(log_a, reset_BT))]
         state_BHCE, o_BHE = _step(state_BHCE, step)
         return o_BHE[:, None].astype(q_BTHC.dtype), state_BHCE
     size = min(chunk, 1 << (T - 1).bit_length())
     run = functools.partial(_chunked, size=size)
-    return (jax.checkpoint(run) if recompute else run)(q_BTHC, k_BTHC, v_BTHE, log_a_BTHA, state_BHCE)
+    return (jax.checkpoint(run) if recompute else run)(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT)
 
 
 def gated_linear_reference(q_BTHC, k_BTHC, v_BTHE, log_a=None, state_BHCE=None, reset_BT=None):
@@ -107,7 +106,7 @@ def _step(state_BHCE, token):
     return state_BHCE, jnp.einsum("bhce,bhc->bhe", state_BHCE, q_BHC)
 
 
-def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a_BTHA, state_BHCE, size: int):
+def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, size: int):
     """All chunks at once, but for the scan that carries the state from one to the next."""
     T = q_BTHC.shape[1]
 
@@ -118,13 +117,16 @@ def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a_BTHA, state_BHCE, size: int):
         x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -T % size), (0, 0), (0, 0)))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 3, 1)
 
-    q, k, v, log_a = map(cut, (q_BTHC, k_BTHC, v_BTHE, log_a_BTHA))
-    weights, before, after = _pairs(q, k, log_a, size)
+    q, k, v = map(cut, (q_BTHC, k_BTHC, v_BTHE))
+    if log_a is None:
+        weights, since, until = _ungated(q, k, None if reset_BT is None else cut(reset_BT[:, :, None, None]), size)
+    else:
+        weights, since, until = _gated(q, k, cut(_gates(log_a, reset_BT)), size)
     o = jnp.einsum("bhnij,bhnje->bhnie", weights, v)
-    if log_a is not None:
-        q, k = q * jnp.exp(before), k * jnp.exp(after)
+    if since is not None:
+        q, k = q * since, k * until
     added_NBHCE = jnp.einsum("bhnic,bhnie->nbhce", k, v)
-    kept_NBHA1 = None if log_a is None else jnp.moveaxis(jnp.exp(before[..., -1, :, None]), 2, 0)
+    kept_NBHA1 = None if since is None else jnp.moveaxis(since[..., -1, :, None], 2, 0)
 
     def carry(state_BHCE, chunk):
         added_BHCE, kept_BHA1 = chunk
@@ -137,11 +139,19 @@ def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a_BTHA, state_BHCE, size: int):
     return o_BTHE.astype(q_BTHC.dtype), state_BHCE
 
 
-def _pairs(q, k, log_a, size: int):
-    """(weights [B, H, N, I, J] of v_j in o_i, log decay from the chunk's start to each token, from each token to its end)."""
-    if log_a is None:
-        scores = jnp.einsum("bhnic,bhnjc->bhnij", q, k)
-        return jnp.where(jnp.tri(size, dtype=bool)[None, None, None], scores, 0.0), None, None
+def _ungated(q, k, reset, size: int):
+    """As `_gated` where a = 1: what a reset lies between has no weight. The factors are None without resets."""
+    seen, since, until = jnp.tri(size, dtype=bool)[None, None, None], None, None
+    if reset is not None:
+        resets = jnp.cumsum(reset[..., 0], axis=-1)  # small whole numbers, exact in float32
+        seen = seen & (resets[..., :, None] == resets[..., None, :])
+        since = (resets == 0)[..., None].astype(jnp.float32)
+        until = (resets == resets[..., -1:])[..., None].astype(jnp.float32)
+    return jnp.where(seen, jnp.einsum("bhnic,bhnjc->bhnij", q, k), 0.0), since, until
+
+
+def _gated(q, k, log_a, size: int):
+    """(weights [B, H, N, I, J] of v_j in o_i, decay from the chunk's start to each token, from each token to its end)."""
 
     def halves(x):
         """[..., I, X] in blocks of h -> left and right blocks [..., I / 2h, h, X]."""
@@ -176,7 +186,7 @@ def _pairs(q, k, log_a, size: int):
     weights = weights[..., 0, :, :]
     if not per_channel:
         weights = weights * jnp.einsum("bhnic,bhnjc->bhnij", q, k)
-    return weights, before, after
+    return weights, jnp.exp(before), jnp.exp(after)
 
 
 IMPLS = {"chunk": gated_linear, "reference": gated_linear_reference}

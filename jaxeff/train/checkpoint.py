@@ -9,9 +9,12 @@ enough to verify at every restore.
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +112,41 @@ class Checkpoints:
         Damaged ones are named through `note`, and moved aside once one is found to go on from. Raises UserError when all
         are damaged, or when the file system does not let them be read.
         """
-        damaged: list[int] = []
-        for step in reversed(self.steps()):
+        found = self.newest(lambda step: self.restore(abstract, step), note)
+        if found is None:
+            return None
+        step, (state, record) = found
+        self._set_aside([damaged for damaged in self.steps() if damaged > step])
+        return step, state, record
+
+    def newest(self, read: Callable[[int], Any], note=None) -> tuple[int, Any] | None:
+        """(step, read(step)) for the newest checkpoint that can be read; None, and UserError, as for `restore_latest`."""
+        steps = self.steps()
+        for step in reversed(steps):
+            found, reason = self._attempt(read, step)
+            if reason is None:
+                return step, found
+            if note is not None:
+                note(f"checkpoint {self._name(step)} is damaged ({reason}); trying the one before it")
+        if steps:
+            raise UserError(f"no checkpoint in {self.folder} can be read; start again in an empty folder")
+        return None
+
+    def _attempt(self, read: Callable[[int], Any], step: int) -> tuple[Any, str | None]:
+        """(what was read, None), or (None, why it cannot be)."""
+        with warnings.catch_warnings():
+            # Where one array cannot be read, Orbax drops the reads of the others, and Python complains about each.
+            warnings.simplefilter("ignore", RuntimeWarning)
             try:
-                found = self.restore(abstract, step)
+                return read(step), None
             except (MemoryError, UserError):
                 raise
             except Exception as error:
                 if (refused := refusal(error)) is not None:
                     raise UserError(f"cannot read {self._name(step)}: {refused}") from error
                 reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-                if note is not None:
-                    note(f"checkpoint {self._name(step)} is damaged ({reason}); trying the one before it")
-                damaged.append(step)
-            else:
-                self._set_aside(damaged)
-                return step, *found
-        if damaged:
-            raise UserError(f"no checkpoint in {self.folder} can be read; start again in an empty folder")
-        return None
+            gc.collect()
+            return None, reason
 
     def best(self) -> int | None:
         """The step with the lowest bits per byte among the checkpoints kept."""
@@ -165,15 +184,18 @@ def _badness(metrics: dict[str, float]) -> float:
 
 
 @jax.jit
-def _checksum(tree: dict[str, jax.Array]) -> jax.Array:
-    """uint32 sum of all bits; addition modulo 2**32 does not care how arrays are cut into shards."""
+def _checksums(parts: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """uint32 sum of all bits of each part; addition modulo 2**32 does not care how arrays are cut into shards."""
 
     def bits(x):
         words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
         return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
 
-    # Weighted by place, so that two leaves that changed places are noticed.
-    return sum((bits(leaf) * jnp.uint32(2 * i + 1) for i, leaf in enumerate(tree.values())), jnp.uint32(0))
+    def one(leaves: dict[str, jax.Array]) -> jax.Array:
+        # Weighted by place, so that two leaves that changed places are noticed.
+        return sum((bits(leaf) * jnp.uint32(2 * i + 1) for i, leaf in enumerate(leaves.values())), jnp.uint32(0))
+
+    return {name: one(leaves) for name, leaves in parts.items()}
 
 
 def _sums(tree) -> dict[str, int]:
@@ -181,8 +203,7 @@ def _sums(tree) -> dict[str, int]:
     parts: dict[str, dict[str, jax.Array]] = {}
     for path, leaf in paths(tree).items():
         parts.setdefault(path.partition("/")[0], {})[path] = leaf
-    sums = {name: _checksum(part) for name, part in parts.items()}
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
+    return {name: int(value) for name, value in jax.device_get(_checksums(parts)).items()}
 
 
 def _compare(stored: dict[str, int], found: dict[str, int]):

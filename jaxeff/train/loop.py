@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.tree import paths
 from jaxeff.evaluate.perplexity import evaluate
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.experiment import Experiment
@@ -37,6 +38,7 @@ from jaxeff.train.workdir import (
     locked,
     read_metrics,
     read_run,
+    stored_experiment,
     write_json,
 )
 
@@ -123,7 +125,6 @@ class _Loop:
 
     def begin(self, run: dict[str, Any] | None):
         """Restore or initialise; see the module docstring for the order."""
-        self.report.stage("starting", 0, 1)
         found = self.checkpoints.restore_latest(self.step.abstract, self.report.warn)
         if found is not None:
             self.done, self.state, record = found
@@ -150,6 +151,9 @@ class _Loop:
         source = Checkpoints(workdir, read_only=True)
         if not source.steps():
             raise UserError(f"train.init_from={workdir}: there is no checkpoint")
+        theirs, ours = (paths(e.model.specs()) for e in (stored_experiment(workdir), self.experiment))
+        if {path: spec.shape for path, spec in theirs.items()} != {path: spec.shape for path, spec in ours.items()}:
+            raise UserError(f"train.init_from={workdir}: that model is of other sizes")
         params = source.restore_weights(self.step.abstract.params, source.steps()[-1])
         source.close()
         average = None if self.state.ema is None else jax.tree.map(jnp.copy, params)
@@ -160,6 +164,8 @@ class _Loop:
         pending: tuple[int, dict] | None = None
         stopped = stop() and self.done < self.train.steps
         self.clock.start()
+        if self.done < self.train.steps:
+            self.report.stage("compiling", 0, 1)
         while self.done < self.train.steps and not stopped:
             with self.clock.waiting("data_wait"):
                 batch = next(self.batches)

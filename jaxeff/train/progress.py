@@ -100,7 +100,10 @@ class Bars(Silent):
         self.bars.update(self._task(text, total), completed=done, total=total, visible=done < total)
 
     def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
-        self.bars.update(self._task("training", steps), completed=step, numbers=summary(line))
+        for text, task in self.tasks.items():
+            self.bars.update(task, visible=text == "training")
+        numbers = summary({name: value for name, value in line.items() if name != "bits_per_byte"})
+        self.bars.update(self._task("training", steps), completed=step, numbers=numbers)
         if line.get("bits_per_byte") is not None:
             self.say(f"step {step}/{steps}  {summary(line)}")
 

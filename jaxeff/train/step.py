@@ -172,4 +172,4 @@ def _average(decay: float, state: State, params, ok):
     # The average follows closely at first: its decay rises to `decay` as (1 + t) / (10 + t).
     t = state.step.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + t) / (10 + t))
-    return jax.tree.map(lambda a, p: jnp.where(ok, d.astype(a.dtype) * a + (1 - d).astype(a.dtype) * p, a), state.ema, params)
+    return jax.tree.map(lambda a, p: jnp.where(ok, a + (1 - d).astype(a.dtype) * (p - a), a), state.ema, params)

@@ -38,9 +38,7 @@ def load_trained(workdir, report: Silent | None = None) -> Trained:
     laid = shardings(specs, make_mesh())
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
     checkpoints = Checkpoints(workdir, read_only=True)
-    for step in reversed(checkpoints.steps()):
-        try:
-            return Trained(experiment, prepared, step, checkpoints.restore_weights(shapes, step))
-        except Exception as error:  # noqa: BLE001  whatever a damaged file makes its reader say
-            report.warn(f"checkpoint {step} in {workdir} is damaged ({type(error).__name__}: {error})")
-    raise UserError(f"{workdir} has no readable checkpoint yet")
+    found = checkpoints.newest(lambda step: checkpoints.restore_weights(shapes, step), report.warn)
+    if found is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    return Trained(experiment, prepared, *found)

@@ -64,11 +64,14 @@ def read_run(workdir) -> dict[str, Any] | None:
     """The content of run.json, or None where nothing was trained yet. Raises UserError when it cannot be read."""
     path = Path(workdir) / "run.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(run, dict) or not run.keys() >= {"config", "corpus", "starts"}:
+        raise UserError(f"{path} cannot be read: it is not what a run writes")
+    return run
 
 
 def stored_experiment(workdir) -> Experiment:

@@ -115,9 +115,9 @@ def test_state_grows_with_context_for_attention_only():
 
 
 def test_decoding_runs_and_knows_its_state():
-    lm = model(True, max_positions=32)
+    lm = LM(16, 8, (Block(GQA(n_heads=1, head_dim=8), None),), 1, max_positions=32)
     params = jaxeff.init(lm.specs(), jax.random.key(0))
-    decoding = Decoding(lm, params, context=8, n_tokens=4)
+    decoding = Decoding(lm, params, context=8, n_tokens=2)
     seconds = take_turns({"first": decoding.first_token, "further": decoding.further_tokens}, rounds=2)
     assert seconds.keys() == {"first", "further"} and min(seconds.values()) > 0
     assert decoding.state_bytes == state_bytes(lm, 8)

@@ -164,6 +164,11 @@ def test_models_match_and_share_the_order_of_the_data():
         ({"seeds": (1, 1)}, "seeds must be at least one and all different"),
         ({"lrs": ()}, "lrs must be at least one"),
         ({"sweep_steps": 0}, "sweep_steps must be at least 1"),
+        ({"base": Experiment(LM(64, 32), Data(test_fraction=0.0))}, "neither can be 0"),
+        (
+            {"base": Experiment(LM(64, 32, max_positions=16))},
+            "up to 18 tokens does not fit base.model.max_positions=16",
+        ),
     ],
 )
 def test_impossible_ablations_are_refused(changed, says):

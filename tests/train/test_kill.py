@@ -54,7 +54,7 @@ def saving(workdir: Path) -> bool:
 
 
 def test_killed_twenty_times(folder, whole):
-    rng, workdir, kinds = random.Random(0), folder / "killed", []
+    rng, workdir, kinds, half_written = random.Random(0), folder / "killed", [], 0
     for i in range(N_KILLS):
         process = begin(folder, "killed")
         before = size(workdir / "metrics.jsonl")
@@ -71,9 +71,11 @@ def test_killed_twenty_times(folder, whole):
         kinds.append("over" if process.poll() is not None else kind)
         process.send_signal(signal.SIGKILL)
         out, err = process.communicate()
+        half_written += saving(workdir)
         assert process.returncode in (-signal.SIGKILL, 0), err
         assert "damaged" not in err and "Traceback" not in err, err
     assert kinds.count("over") <= 2, kinds
+    assert half_written >= 4, "saving was to be interrupted, and was hardly"
     done = run(folder, "train", "tiny.py", "--workdir", "killed", *SET)
     assert done.returncode == 0, done.stderr
     lines = read_metrics(workdir)

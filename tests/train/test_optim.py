@@ -40,7 +40,8 @@ def after(optim: Optim, n: int, lr: float):
     state = tx.init(params)
 
     def distance(params):
-        return sum(float(np.sum((np.asarray(p) - np.asarray(t)) ** 2)) for p, t in zip(jax.tree.leaves(params), jax.tree.leaves(target), strict=True))
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(target), strict=True)
+        return sum(float(np.sum((np.asarray(p) - np.asarray(t)) ** 2)) for p, t in pairs)
 
     @jax.jit
     def step(params, state):

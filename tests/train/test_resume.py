@@ -21,11 +21,6 @@ from tests.train.tiny import experiment, repeated, same
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return experiment().data.prepare(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
     """A run that nothing interrupts, of 8 steps with checkpoints at 4 and 8."""
     return fit(experiment(), tmp_path_factory.mktemp("whole"), prepared=prepared)
@@ -58,7 +53,8 @@ def test_a_whole_run(whole, prepared):
     assert [line["step"] for line in whole.lines] == list(range(1, 9))
     assert {line["step"] for line in whole.lines if "bits_per_byte" in line} == {4, 8}
     assert whole.bits_per_byte == whole.lines[-1]["bits_per_byte"]
-    assert all(line.keys() >= {"loss", "grad_norm", "lr", "tokens", "tokens_per_s", "seconds", "data_wait", "save_wait"} for line in whole.lines)
+    fields = {"loss", "grad_norm", "lr", "tokens", "tokens_per_s", "seconds", "data_wait", "save_wait"}
+    assert all(line.keys() >= fields for line in whole.lines)
     assert whole.lines[-1]["tokens"] > whole.lines[0]["tokens"] > 0
 
 
@@ -86,20 +82,18 @@ def test_finished_run_is_not_run_again(whole, prepared, tmp_path):
     assert not again.stopped and report.steps == [] and again.bits_per_byte == whole.bits_per_byte
 
 
-@pytest.mark.parametrize("settings", [("optim.ema=0.9",), ("precision=float16",), ("precision=bfloat16", "train.accumulate=2"), ("optim.name=muon",)])
+PARTS = [("optim.ema=0.9", "precision=float16"), ("precision=bfloat16", "train.accumulate=2", "optim.name=muon")]
+
+
+@pytest.mark.parametrize("settings", PARTS)
 def test_every_part_of_the_state_comes_back(settings, prepared, tmp_path):
     e = experiment(*settings)
     a = fit(e, tmp_path / "a", prepared=prepared)
     fit(e, tmp_path / "b", prepared=prepared, stop=stop_after(3))
     b = fit(e, tmp_path / "b", prepared=prepared)
     assert repeated(a.lines) == repeated(b.lines) and same(a.state, b.state)
-    assert same(load_trained_here(tmp_path / "b", prepared), a.state.weights)
-
-
-def load_trained_here(workdir, prepared):
-    step = loop.make_step(experiment())
-    found = Checkpoints(workdir, read_only=True)
-    return found.restore_weights(step.abstract.params, found.steps()[-1])
+    weights = Checkpoints(tmp_path / "b", read_only=True).restore_weights(loop.make_step(e).abstract.params, 8)
+    assert same(weights, a.state.weights)
 
 
 @pytest.mark.parametrize(("before", "after"), [((), ("mesh.data=2", "mesh.tensor=2")), (("mesh.fsdp=4",), ())])
@@ -215,12 +209,6 @@ def test_checkpoints_without_a_record_of_the_run(prepared, tmp_path):
         fit(experiment(), tmp_path, prepared=prepared)
 
 
-def test_damaged_record_of_the_run(prepared, tmp_path):
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json cannot be read"):
-        fit(experiment(), tmp_path, prepared=prepared)
-
-
 def test_record_of_the_run(whole, prepared, tmp_path):
     fit(experiment("train.steps=1"), tmp_path, prepared=prepared)
     run = read_run(tmp_path)
@@ -230,7 +218,8 @@ def test_record_of_the_run(whole, prepared, tmp_path):
 
 
 def test_loss_that_stays_nonfinite(prepared, tmp_path):
-    e = experiment("optim.name=sgd", "optim.lr=1e38", "optim.clip=none", "optim.warmup=0", "train.max_bad_steps=3", "train.steps=20")
+    ruinous = ("optim.name=sgd", "optim.lr=1e38", "optim.clip=none", "optim.warmup=0")
+    e = experiment(*ruinous, "train.max_bad_steps=3", "train.steps=20")
     with pytest.raises(UserError, match=r"not finite in 3 steps in a row \(up to step (\d+)\)") as error:
         fit(e, tmp_path, prepared=prepared)
     lines = read_metrics(tmp_path)
@@ -270,12 +259,6 @@ def test_disk_full_or_read_only_while_saving(code, words, whole, prepared, tmp_p
         with pytest.raises(UserError, match=f"cannot write to .*: {words}"):
             fit(experiment(), tmp_path, prepared=prepared)
     assert repeated(fit(experiment(), tmp_path, prepared=prepared).lines) == repeated(whole.lines), "nothing is lost"
-
-
-def test_workdir_that_is_no_folder(prepared, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*file/w: not a directory"):
-        fit(experiment(), tmp_path / "file" / "w", prepared=prepared)
 
 
 def test_evaluation_beside_a_running_job_changes_nothing(prepared, tmp_path, monkeypatch):

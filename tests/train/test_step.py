@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from jaxeff.core.errors import UserError
+from jaxeff.mixers.base import Ctx
 from jaxeff.train.step import make_step, put, start
 from tests.closeness import assert_close, relative_rms
+from tests.compiled import apply_model
 from tests.train.tiny import batches, experiment, same
 
 
@@ -38,9 +40,8 @@ def test_first_loss_is_the_mean_over_targets():
     batch = batches(e, 1)[0]
     found, _, _ = losses(e, 1, [batch])
     params = start(e, make_step(e)).params
-    from jaxeff.mixers.base import Ctx
-
-    logits_BTV, _ = e.model.apply(params, batch["tokens"], None, Ctx(jnp.asarray(batch["positions"]), jnp.asarray(batch["segment_ids"])))
+    ctx = Ctx(jnp.asarray(batch["positions"]), jnp.asarray(batch["segment_ids"]))
+    logits_BTV, _ = apply_model(e.model, params, jnp.asarray(batch["tokens"]), None, ctx)
     logp_BTV = jax.nn.log_softmax(logits_BTV)
     nll = -sum(
         float(logp_BTV[b, t, batch["tokens"][b, t + 1]])
@@ -160,7 +161,7 @@ def test_initial_state_is_the_same_on_any_mesh():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("mesh.data=3",), "data.batch_size=4 is not divisible by train.accumulate=1 x mesh data=3 x fsdp=1; the nearest that is: 3"),
+        (("mesh.data=3",), "batch_size=4 is not divisible by train.accumulate=1 x mesh data=3 x fsdp=1; the nearest that is: 3"),
         (("train.accumulate=3",), "train.accumulate=3"),
         (("train.accumulate=4", "mesh.fsdp=2"), "the nearest that is: 8"),
         (("mesh.data=2", "mesh.tensor=4"), "needs 8 devices; there are 4"),

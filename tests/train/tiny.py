@@ -96,4 +96,5 @@ def command(*words) -> list[str]:
 
 def run(folder: Path, *words, **options) -> subprocess.CompletedProcess:
     """`jaxeff ...`, its output as text."""
-    return subprocess.run(command(*words), env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=120, **options)
+    options = dict(env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=120) | options
+    return subprocess.run(command(*words), **options)
