@@ -47,9 +47,9 @@ def full() -> Ablation:
             train=Train(steps=480, log_every=1, eval_batches=64),
         ),
         variants=tuple(Variant(name, (Block(mixer),)) for name, mixer in mixers.items()),
-        lrs=(0.005, 0.01, 0.02),
+        lrs=(0.004, 0.008, 0.016),
         seeds=(0, 1, 2),
-        sweep_steps=120,
+        sweep_steps=240,
         contexts=(256, 1024),
     )
 

@@ -32,7 +32,7 @@ def einsum(eqn: str, x: jax.Array, w) -> jax.Array:
     """`jnp.einsum(eqn, x, w)` in x's dtype: the activation's dtype is the compute dtype."""
     if isinstance(w, Weight):
         return w.einsum(eqn, x)
-    return matmul.einsum(eqn, x, w.astype(x.dtype))
+    return matmul.einsum(eqn, x, w)
 
 
 def take(w, ids: jax.Array, dtype) -> jax.Array:

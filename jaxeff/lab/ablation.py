@@ -71,7 +71,7 @@ class Ablation:
 
         if not (self.base.data.valid_fraction and self.base.data.test_fraction):
             raise UserError(
-                f"ablation {self.name!r} chooses learning rates on the validation split and reports the test split: neither can be 0"
+                f"ablation {self.name!r} needs a validation split, to choose learning rates, and a test split: neither can be 0"
             )
         bound, needed = self.base.model.max_positions, max(self.contexts, default=0) + self.decode_tokens
         if bound is not None and needed > bound:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.core.sharding import constrain
+from jaxeff.core.spec import Spec, zeros
+from jaxeff.core.weight import einsum
 
 
 @jax.tree_util.register_dataclass
@@ -79,3 +81,15 @@ def segment_ids(ctx: Ctx, shape_BT: tuple[int, int], last_B: jax.Array | None = 
     if last_B is None:
         return jnp.ones(shape_BT, jnp.int32)
     return jnp.broadcast_to(jnp.maximum(last_B, 1)[:, None], shape_BT)
+
+
+def biases(specs: dict[str, Spec]) -> dict[str, Spec]:
+    """A zero bias `<name>_bias` for the outputs of each weight."""
+    return {f"{n}_bias": Spec(s.shape[s.n_in :], s.axes[s.n_in :], zeros, n_in=0) for n, s in specs.items()}
+
+
+def project(params, name: str, eqn: str, x_BTD: jax.Array) -> jax.Array:
+    """`einsum(eqn, x, params[name])` plus `params[name_bias]` where there is one."""
+    y = einsum(eqn, x_BTD, params[name])
+    bias = params.get(f"{name}_bias")
+    return y if bias is None else y + bias.astype(y.dtype)[None, None]

@@ -1,4 +1,4 @@
-"""Softmax attention with grouped key and value heads. B batch, T time, S cache slots, D model, H query heads, K kv heads, C head dim.
+"""Softmax attention with grouped key and value heads. B batch, T time, S slots, D model, H query heads, K kv heads, C channels.
 
     q_h = rope(x Wq_h), k_j = rope(x Wk_j), v_j = x Wv_j;  y = sum_h softmax(q_h k_j^T / sqrt(C)) v_j Wo_h,  j = h // (H / K)
 
@@ -12,9 +12,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxeff.core.spec import Spec, ones, residual, zeros
-from jaxeff.core.weight import einsum
-from jaxeff.mixers.base import Ctx, segment_ids, width
+from jaxeff.core.spec import Spec, ones, residual
+from jaxeff.mixers.base import Ctx, biases, project, segment_ids, width
 from jaxeff.ops.attention import attention
 from jaxeff.ops.norm import rms_norm
 from jaxeff.ops.rope import Rope, rope
@@ -116,7 +115,7 @@ class GQA:
             "o": Spec((h, c, d), ("heads", "head_dim", "embed"), residual, n_in=2),
         }
         if self.bias:
-            specs |= {f"{n}_bias": Spec(s.shape[s.n_in :], s.axes[s.n_in :], zeros, n_in=0) for n, s in specs.items()}
+            specs |= biases(specs)
         if self.qk_norm:
             specs |= {f"{n}_norm": Spec((c,), ("head_dim",), ones, n_in=0) for n in "qk"}
         return specs
@@ -160,14 +159,11 @@ class GQA:
                 positions_BT=position_BT, kv_positions_BS=seen.position,
             )  # fmt: skip
             state = written
-        y_BTD = einsum("bthc,hcd->btd", o_BTHC, params["o"])
-        return (y_BTD + params["o_bias"].astype(y_BTD.dtype)[None, None] if self.bias else y_BTD), state
+        return project(params, "o", "bthc,hcd->btd", o_BTHC), state
 
     def _project(self, params, x_BTD, position_BT):
         def head(name, turn):
-            y_BTHC = einsum("btd,dhc->bthc", x_BTD, params[name])
-            if self.bias:
-                y_BTHC = y_BTHC + params[f"{name}_bias"].astype(y_BTHC.dtype)[None, None]
+            y_BTHC = project(params, name, "btd,dhc->bthc", x_BTD)
             if turn and self.qk_norm:
                 y_BTHC = rms_norm(y_BTHC, params[f"{name}_norm"])
             if turn and self.rope is not None:

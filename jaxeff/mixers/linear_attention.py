@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.core.errors import lookup
-from jaxeff.core.spec import Spec, residual, zeros
-from jaxeff.core.weight import einsum
-from jaxeff.mixers.base import Ctx, segment_ids, width
+from jaxeff.core.spec import Spec, residual
+from jaxeff.mixers.base import Ctx, biases, project, segment_ids, width
 from jaxeff.ops.gated_linear import gated_linear
 from jaxeff.ops.norm import rms_norm
 from jaxeff.ops.segments import segment_starts
@@ -138,7 +137,7 @@ class LinearAttention:
             "o": Spec((h, c, d), ("heads", "head_dim", "embed"), residual, n_in=2),
         }
         if self.bias:
-            specs |= {f"{n}_bias": Spec(s.shape[s.n_in :], s.axes[s.n_in :], zeros, n_in=0) for n, s in specs.items()}
+            specs |= biases(specs)
         return specs
 
     def init_state(self, batch: int, max_len: int, dtype) -> LinearState:
@@ -149,10 +148,6 @@ class LinearAttention:
     def apply(self, params, x_BTD: jax.Array, state: LinearState | None = None, *, ctx: Ctx = Ctx()):
         """(y_BTD, state)."""
 
-        def project(name):
-            y_BTHC = einsum("btd,dhc->bthc", x_BTD, params[name])
-            return y_BTHC + params[f"{name}_bias"].astype(y_BTHC.dtype)[None, None] if self.bias else y_BTHC
-
         S_BHNC, last_B, valid_BT, reset_BT = None, None, None, None
         if state is not None:
             S_BHNC, last_B = state.S, state.segment
@@ -161,10 +156,10 @@ class LinearAttention:
             valid_BT, reset_BT, last_B = segment_starts(segment_ids(ctx, x_BTD.shape[:2], last_B), last_B)
         if ctx.segment_ids is None:
             valid_BT, reset_BT = None, None  # one segment, which goes on: nothing to mask
+        qkv = [project(params, name, "btd,dhc->bthc", x_BTD) for name in "qkv"]
         # Features are many times the size of q and k (taylor2) or their float32 copies: made again in the backward pass.
-        o_BTHC, S_BHNC = jax.checkpoint(self._mix)(*map(project, "qkv"), S_BHNC, valid_BT, reset_BT)
-        y_BTD = einsum("bthc,hcd->btd", o_BTHC, params["o"])
-        y_BTD = y_BTD + params["o_bias"].astype(y_BTD.dtype)[None, None] if self.bias else y_BTD
+        o_BTHC, S_BHNC = jax.checkpoint(self._mix)(*qkv, S_BHNC, valid_BT, reset_BT)
+        y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
         return y_BTD, None if state is None else LinearState(S_BHNC, last_B)
 
     def _mix(self, q_BTHQ, k_BTHQ, v_BTHC, S_BHNC, valid_BT, reset_BT):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import lookup
-from jaxeff.core.spec import Spec, residual, zeros
-from jaxeff.core.weight import einsum
-from jaxeff.mixers.base import Ctx, width
+from jaxeff.core.spec import Spec, residual
+from jaxeff.mixers.base import Ctx, biases, project, width
+
 
 def gelu_exact(x: jax.Array) -> jax.Array:
     """x Phi(x), with the error function."""
@@ -64,7 +64,7 @@ class MLP:
         if self.gated:
             specs["gate"] = Spec((d, f), ("embed", "mlp"))
         if self.bias:
-            specs |= {f"{name}_bias": Spec(s.shape[1:], s.axes[1:], zeros, n_in=0) for name, s in specs.items()}
+            specs |= biases(specs)
         return specs
 
     def init_state(self, batch: int, max_len: int, dtype):
@@ -74,17 +74,13 @@ class MLP:
     def apply(self, params, x_BTD: jax.Array, state=None, *, ctx: Ctx = Ctx()):
         """(y_BTD, state)."""
 
-        def dense(params, name, eqn, x):
-            y = einsum(eqn, x, params[name])
-            return y + params[f"{name}_bias"].astype(y.dtype)[None, None] if self.bias else y
-
         # The backward pass keeps the products and repeats the activation: as much work, a third of the memory.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def down(params, gate_BTF, up_BTF):
             h_BTF = ACTIVATIONS[self.activation](gate_BTF)
-            return dense(params, "down", "btf,fd->btd", h_BTF if up_BTF is None else h_BTF * up_BTF)
+            return project(params, "down", "btf,fd->btd", h_BTF if up_BTF is None else h_BTF * up_BTF)
 
-        up_BTF = dense(params, "up", "btd,df->btf", x_BTD)
-        gate_BTF = dense(params, "gate", "btd,df->btf", x_BTD) if self.gated else None
+        up_BTF = project(params, "up", "btd,df->btf", x_BTD)
+        gate_BTF = project(params, "gate", "btd,df->btf", x_BTD) if self.gated else None
         y_BTD = down(params, gate_BTF, up_BTF) if self.gated else down(params, up_BTF, None)
         return y_BTD, state

@@ -205,7 +205,9 @@ def test_a_ragged_batch_is_each_prompt_alone(name, side):
     for b, n in enumerate(lengths):
         alone, state_alone = steps(name, prompts[:, :n], empty(name))
         assert_close(y_BTD[b, place[b]], alone[b], F32, f"prompt of {n}")
-        assert_close(next_BTD[b], steps(name, inputs(name, seed=5)[:, :3], state_alone)[0][b], F32, f"after a prompt of {n}")
+        assert_close(
+            next_BTD[b], steps(name, inputs(name, seed=5)[:, :3], state_alone)[0][b], F32, f"after a prompt of {n}"
+        )
 
 
 @every_mixer
@@ -300,7 +302,9 @@ def test_parameter_count_is_the_formula_of_the_docstring(name):
     found = re.search(r"^Parameters: (.+?)(?:\n\n|\Z)", inspect.getdoc(type(mixer)), re.DOTALL | re.MULTILINE)
     assert found, f"the docstring of {type(mixer).__name__} has no line 'Parameters: <expression in its fields>'"
     formula = " ".join(found[1].split())
-    assert eval(formula, {"__builtins__": {"min": min, "max": max}}, Fields(mixer)) == jaxeff.count(mixer.specs()), formula
+    assert eval(formula, {"__builtins__": {"min": min, "max": max}}, Fields(mixer)) == jaxeff.count(mixer.specs()), (
+        formula
+    )
 
 
 def model(name, **options):
@@ -346,5 +350,3 @@ def test_overfits_a_copy_task_of_32_tokens(name):
     first = np.random.default_rng(7).integers(0, 12, (1, 16), np.int32)
     losses = np.asarray(fit(model(name), initial(model(name)), np.concatenate([first, first], axis=1), 300))
     assert losses[0] > 2.0 and losses[-1] < 0.1, losses[::30]
-
-

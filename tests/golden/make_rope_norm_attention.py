@@ -14,7 +14,12 @@ from transformers import Gemma2Config, GPTNeoXConfig, LlamaConfig, PhiConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as apply_partial
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 HERE = Path(__file__).parent
@@ -30,7 +35,12 @@ SCALINGS = {
     ),
     "yarn": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=128),
     "yarn_attention_factor": dict(
-        rope_type="yarn", factor=4.0, original_max_position_embeddings=128, attention_factor=0.75, beta_fast=16.0, beta_slow=2.0
+        rope_type="yarn",
+        factor=4.0,
+        original_max_position_embeddings=128,
+        attention_factor=0.75,
+        beta_fast=16.0,
+        beta_slow=2.0,
     ),
     "yarn_exact": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=128, truncate=False),
 }
@@ -62,7 +72,9 @@ def ropes(out):
         config = LlamaConfig(**sizes(rope_parameters=dict(rope_theta=10000.0) | scaling))
         write(name, LlamaRotaryEmbedding(config), lambda cos, sin: apply_rotary_pos_emb(q, q, cos, sin)[0])
 
-    neox = GPTNeoXConfig(**sizes(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25)))
+    neox = GPTNeoXConfig(
+        **sizes(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25))
+    )
     write("neox_quarter", GPTNeoXRotaryEmbedding(neox), lambda cos, sin: apply_partial(q, q, cos, sin)[0])
 
     phi = PhiConfig(**sizes(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)))

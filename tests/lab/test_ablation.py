@@ -1,15 +1,17 @@
 """The protocol, with training replaced by a table: what is run, in which order, once, and for which config."""
 
 import dataclasses
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 import jaxeff
 from jaxeff.core.errors import UserError
 from jaxeff.data import Bytes, Data, Grammar
 from jaxeff.lab.ablation import Ablation, Variant, load
-from jaxeff.lab.progress import Lines
+from jaxeff.lab.progress import Bars, Lines, shown
 from jaxeff.lab.run import describe, run
 from jaxeff.mixers import GQA, MHA, MQA
 from jaxeff.models.block import Block
@@ -182,6 +184,15 @@ def test_plain_lines_tell_model_run_step_and_time_left(tmp_path, no_costs, capsy
     assert "[1/8] mha lr-0.001: 3 steps, lr 0.001, seed 0" in out
     assert "[8/8] mqa seed-1: step 6 of 6  loss 1.000  100 tokens/s" in out
     assert "[8/8] mqa seed-1: test 2.0000 bits per byte" in out and " left" in out
+
+
+def test_bars_on_a_terminal(tmp_path, no_costs):
+    out = io.StringIO()
+    bars = shown(Console(file=out, force_terminal=True, width=120))
+    run(small(), tmp_path, train=Table(), progress=bars)
+    bars.close()
+    text = out.getvalue()
+    assert isinstance(bars, Bars) and "[8/8] mqa seed-1: test 2.0000 bits per byte" in text and "run 8 of 8" in text
 
 
 def test_a_config_without_an_ablation(tmp_path):

@@ -65,7 +65,9 @@ def gates(a, which):
     if "log_a" not in a:
         return a
     u = -a["log_a"]
-    log_a = {"weak": -1e-3 * u, "moderate": -u, "strong": -20 - 10 * u, "mixed": jnp.where(u > 0.8, -30.0, -(u**8))}[which]
+    log_a = {"weak": -1e-3 * u, "moderate": -u, "strong": -20 - 10 * u, "mixed": jnp.where(u > 0.8, -30.0, -(u**8))}[
+        which
+    ]
     return a | {"log_a": log_a}
 
 
@@ -83,7 +85,9 @@ def test_fast_is_the_reference_without_gates():
     compare(a, jnp.asarray(np.random.default_rng(2).uniform(size=(B, 37)) < 0.1))
 
 
-@pytest.mark.parametrize(("T", "kind"), [(1, "none"), (1, "vector"), (2, "scalar"), (3, "vector"), (17, "none"), (16, "scalar")])
+@pytest.mark.parametrize(
+    ("T", "kind"), [(1, "none"), (1, "vector"), (2, "scalar"), (3, "vector"), (17, "none"), (16, "scalar")]
+)
 def test_any_length(T, kind):
     a = arrays(T, kind)
     assert_close(forward(fast_form(4), a, None), forward(gated_linear_reference, a, None), RMS)
@@ -130,7 +134,9 @@ def test_carried_state_is_the_whole():
     a = arrays(23, "vector")
     pieces, state = [], a["state_BHCE"]
     for part in (slice(0, 1), slice(1, 11), slice(11, 12), slice(12, 22), slice(22, 23)):
-        piece, state = forward(fast_form(8), {n: a[n][:, part] for n in ("q", "k", "v", "log_a")} | {"state_BHCE": state}, None)
+        piece, state = forward(
+            fast_form(8), {n: a[n][:, part] for n in ("q", "k", "v", "log_a")} | {"state_BHCE": state}, None
+        )
         pieces.append(piece)
     assert_close((jnp.concatenate(pieces, axis=1), state), forward(gated_linear_reference, a, None), RMS)
 
