@@ -48,7 +48,7 @@ def test_train_prints_its_steps_and_end(config, tmp_path, capsys):
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[-1].startswith(f"trained 2 steps in {tmp_path}: validation ") and lines[-1].endswith(" bits per byte")
-    assert any(line.startswith("step 1") and "loss" in line for line in lines) and said.err == ""
+    assert any(line.startswith("step 2/2") and "loss" in line for line in lines) and said.err == ""
 
 
 def readings(capsys, *words) -> str:

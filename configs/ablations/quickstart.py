@@ -2,8 +2,10 @@
 
     jaxeff ablate configs/ablations/quickstart.py --workdir runs/quickstart
 
-Hardware: two CPU cores. Time: 6 to 8 minutes. JAXEFF_ABLATION=reduced makes it a check of about a minute whose numbers mean
-nothing: three small models, one seed fewer, a few steps each, and 300 kB of the text.
+Hardware: two CPU cores. Time: 7 minutes. Expected: 2.5 to 2.65 bits per byte on the test split, depending on the Python version;
+attention and its window close together, linear attention (no convolution, no gate) about 0.07 behind.
+JAXEFF_ABLATION=reduced makes it a check of less than a minute, whose numbers mean nothing: three smaller models, one seed fewer,
+a few steps each, and 300 kB of the text.
 """
 
 import os
@@ -34,7 +36,7 @@ def full() -> Ablation:
         "mha": MHA(n_heads=4),
         "gqa": GQA(n_heads=4, n_kv_heads=2),
         "mqa": MQA(n_heads=4),
-        "window": SlidingWindow(n_heads=4, window=64),
+        "window": SlidingWindow(n_heads=4, n_kv_heads="all", window=64),
         "linear": LinearAttention(n_heads=4),
     }
     return Ablation(
@@ -44,12 +46,12 @@ def full() -> Ablation:
             model=LM(vocab_size=VOCABULARY, d_model=96, repeats=4),
             data=Data(PythonDocs(), SentencePiece(vocab_size=VOCABULARY), seq_len=256, batch_size=2),
             optim=Optim("muon", schedule="cosine", warmup=0.1),
-            train=Train(steps=480, log_every=1, eval_batches=64),
+            train=Train(steps=400, log_every=1, eval_batches=64),
         ),
         variants=tuple(Variant(name, (Block(mixer),)) for name, mixer in mixers.items()),
-        lrs=(0.004, 0.008, 0.016),
+        lrs=(0.006, 0.012, 0.024),
         seeds=(0, 1, 2),
-        sweep_steps=240,
+        sweep_steps=200,
         contexts=(256, 1024),
     )
 

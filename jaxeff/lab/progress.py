@@ -101,6 +101,9 @@ class Lines(Progress):
             self.text = text
             self.say(f"{text} ({done:,} of {total:,})" if total > 1 else text)
 
+    def costs(self, text: str, done: int, total: int) -> None:
+        super().costs(f"{text}  {self.left} left", done, total)
+
     def skip(self, part) -> None:
         super().skip(part)
         self.say(f"{self._head(part)} was finished before")

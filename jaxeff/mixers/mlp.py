@@ -74,11 +74,13 @@ class MLP:
     def apply(self, params, x_BTD: jax.Array, state=None, *, ctx: Ctx = Ctx()):
         """(y_BTD, state)."""
 
-        # The backward pass keeps the products and repeats the activation: as much work, a third of the memory.
+        # The backward pass keeps the products and repeats the activation: as much work, a third of the memory. The
+        # activation's steps are float32, rounded once at their end.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def down(params, gate_BTF, up_BTF):
-            h_BTF = ACTIVATIONS[self.activation](gate_BTF)
-            return project(params, "down", "btf,fd->btd", h_BTF if up_BTF is None else h_BTF * up_BTF)
+            h_BTF = ACTIVATIONS[self.activation](gate_BTF.astype(jnp.float32))
+            h_BTF = h_BTF if up_BTF is None else h_BTF * up_BTF.astype(jnp.float32)
+            return project(params, "down", "btf,fd->btd", h_BTF.astype(x_BTD.dtype))
 
         up_BTF = project(params, "up", "btd,df->btf", x_BTD)
         gate_BTF = project(params, "gate", "btd,df->btf", x_BTD) if self.gated else None

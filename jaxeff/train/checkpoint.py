@@ -9,10 +9,12 @@ enough to verify at every restore.
 
 import contextlib
 import errno
+import functools
 import gc
 import json
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +47,7 @@ class Checkpoints:
     def __init__(self, workdir, keep: int = 2, read_only: bool = False):
         self.folder = Path(workdir).absolute() / FOLDER
         self.read_only = read_only
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _hush()
         best = BestN(get_metric_fn=_badness, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -177,6 +179,24 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 self._name(step).rename(target)
             self._manager.reload()
+
+
+@functools.cache
+def _hush():
+    """Orbax logs a failed write with its traceback in each thread that notices, and then raises it where it is waited for,
+    where we turn it into one line; writes that were still under way complain that nobody waits for them any more."""
+
+    def ours(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname or record.levelno >= logging.CRITICAL
+
+    logging.getLogger("absl").addFilter(ours)
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _badness(metrics: dict[str, float]) -> float:

@@ -51,14 +51,14 @@ class Lines(Silent):
 
     def __init__(self, out: TextIO | None = None, every: float = 5.0):
         self.out, self.every = out or sys.stdout, every
-        self.last, self.text, self.begun = -every, "", None
+        self.last, self.text, self.staged, self.begun = -every, "", -every, None
 
     def say(self, text: str) -> None:
         print(text, file=self.out, flush=True)
 
     def stage(self, text: str, done: int, total: int) -> None:
-        if text != self.text or time.monotonic() - self.last >= self.every:
-            self.text, self.last = text, time.monotonic()
+        if text != self.text or time.monotonic() - self.staged >= self.every:
+            self.text, self.staged = text, time.monotonic()
             self.say(f"{text} {done}/{total}" if total > 1 else text)
 
     def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
