@@ -16,6 +16,7 @@ from jaxeff.data.rows import Rows
 
 _THREADS = 2
 _BATCHES_AHEAD = 8
+_EPOCHS = 2**30
 _STATE = ("fingerprint", "seed", "seq_len", "batch_size", "process_count")
 
 
@@ -40,7 +41,8 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         _check(rows, batch_size, process_index, process_count)
         import grain
 
-        dataset = (grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()[process_index::process_count]
+        # Not endless: Grain counts the batches of an endless data set in a C integer, which batches of one row overflow.
+        dataset = (grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(_EPOCHS)[process_index::process_count]
                    .batch(batch_size // process_count)
                    .map(lambda i_B: batch(rows.tokens_BT[i_B], rows.segment_ids_BT[i_B])))
         ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)

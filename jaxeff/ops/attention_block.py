@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 QUERIES = 64  # queries of a block, at most
-MAX_STRIPES = 16  # pieces of the program with different key lengths; each is a loop over its blocks
+MAX_STRIPES = 8  # pieces of the program with different key lengths; each is a loop over its blocks
 
 
 @dataclasses.dataclass(frozen=True)

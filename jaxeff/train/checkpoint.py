@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -183,13 +184,19 @@ class Checkpoints:
 
 @functools.cache
 def _hush():
-    """Orbax logs a failed write with its traceback in each thread that notices, and then raises it where it is waited for,
-    where we turn it into one line; writes that were still under way complain that nobody waits for them any more."""
+    """Only what Orbax raises is heard.
 
-    def ours(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname or record.levelno >= logging.CRITICAL
+    It logs a failed write, with its traceback, in each thread that notices, and then raises it where it is waited for, where
+    we turn it into one line. Writes that were still under way complain that nobody waits for them any more.
+    """
 
-    logging.getLogger("absl").addFilter(ours)
+    def heard(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        places = [record.pathname, *(frame.filename for frame in traceback.extract_tb(error and error.__traceback__))]
+        return not any("orbax" in place for place in places)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(heard)
     before = sys.unraisablehook
 
     def hook(unraisable):
