@@ -1,6 +1,7 @@
 # make ablation   the default ablation: report in runs/quickstart/report.html
 # make test       ruff and pytest
-# make lint       ruff alone
+# make lint       ruff alone: formatting and checks
+# make format     puts the code into the one format
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
 # make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
 # make docs       the pages of docs/ as a site in site/
@@ -12,7 +13,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test lint env bench-env figures docs clean check-python
+.PHONY: ablation test lint format env bench-env figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -38,7 +39,12 @@ test: lint
 	@$(VENV) -m pytest -n 2 -q $(ARGS)
 
 lint: $(STAMP)
+	@$(VENV) -m ruff format --check --quiet . || { echo 'not formatted: make format' >&2; exit 1; }
 	@$(VENV) -m ruff check .
+
+format: $(STAMP)
+	@$(VENV) -m ruff format .
+	@$(VENV) -m ruff check --fix .
 
 env: $(STAMP)
 

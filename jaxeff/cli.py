@@ -15,12 +15,16 @@ from jaxeff.core.errors import UserError
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="jaxeff", description="Efficient language models: train, evaluate, generate, compare.")
+    top = argparse.ArgumentParser(
+        prog="jaxeff", description="Efficient language models: train, evaluate, generate, compare."
+    )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     train = commands.add_parser("train", help="train a config, or go on where it was interrupted")
     train.add_argument("config", metavar="CONFIG", help="a Python file with config() -> Experiment")
-    train.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a field: train.steps=100")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="change a field: train.steps=100"
+    )
     _workdir(train)
 
     evaluate = commands.add_parser("eval", help="loss, perplexity and bits per byte of a trained model")

@@ -44,7 +44,9 @@ def refused(capsys, *words) -> str:
 
 
 def test_train_prints_its_steps_and_end(config, tmp_path, capsys):
-    assert main(["train", config, "--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "train.log_every=1"]) == 0
+    assert (
+        main(["train", config, "--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "train.log_every=1"]) == 0
+    )
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[-1].startswith(f"trained 2 steps in {tmp_path}: validation ") and lines[-1].endswith(" bits per byte")
@@ -100,7 +102,9 @@ def test_generate_continues_the_prompt(trained, capsys):
 )
 def test_settings_that_cannot_be(config, tmp_path, capsys, monkeypatch, settings, words):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    assert words in refused(capsys, "train", config, "--workdir", tmp_path, *(w for s in settings for w in ("--set", s)))
+    assert words in refused(
+        capsys, "train", config, "--workdir", tmp_path, *(w for s in settings for w in ("--set", s))
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,9 @@ def test_damaged_checkpoint(trained, tmp_path, capsys):
     assert main(["eval", "--workdir", str(workdir)]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[-1].startswith("validation at step 4: ")
-    assert said.err.startswith("jaxeff: checkpoint ") and "00000008 is damaged" in said.err and said.err.count("\n") == 1
+    assert (
+        said.err.startswith("jaxeff: checkpoint ") and "00000008 is damaged" in said.err and said.err.count("\n") == 1
+    )
     assert (workdir / "checkpoints" / "00000008").exists()
     shutil.rmtree(workdir / "checkpoints" / "00000004" / "state")
     assert main(["eval", "--workdir", str(workdir)]) == 2

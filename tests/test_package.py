@@ -27,8 +27,20 @@ ALLOWED |= {
     "plan": set(ROW[:7]) | {"data", "plan"},
     "interop": set(ROW[:4]) | {"transforms", "interop"},
 }
-HEAVY = ("tensorflow", "tensorflow_datasets", "torch", "matplotlib", "orbax", "grain", "array_record", "sentencepiece",
-         "rich", "optax", "flax", "transformers")
+HEAVY = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "matplotlib",
+    "orbax",
+    "grain",
+    "array_record",
+    "sentencepiece",
+    "rich",
+    "optax",
+    "flax",
+    "transformers",
+)
 
 
 def imports(path: Path):
@@ -68,8 +80,11 @@ def test_every_part_is_a_package():
     assert not [str(f) for f in folders if not (f / "__init__.py").exists()]
 
 
-@pytest.mark.parametrize("path", sorted([*MODULES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("configs/**/*.py")]),
-                         ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted([*MODULES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("configs/**/*.py")]),
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 500, "split it: one file, one idea"
     assert path.stem not in {"utils", "util", "common", "helpers", "misc"}, "name it after what it does"
@@ -81,8 +96,13 @@ def test_no_absolute_machine_paths_and_no_torch(path):
     assert not [name for name in ("/home/", "/root/", "/work/") if name in text]
     if "peers" not in path.parts:
         for node in ast.walk(ast.parse(text)):
-            names = ([a.name for a in node.names] if isinstance(node, ast.Import)
-                     else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not [n for n in names if n.split(".")[0] in {"torch", "transformers", "tensorflow"}]
 
 
@@ -106,7 +126,7 @@ def test_layers_and_models_need_no_data_or_training_libraries(module):
 
 
 def test_version_is_one():
-    assert f'version: {jaxeff.__version__}\n' in (ROOT / "CITATION.cff").read_text()
+    assert f"version: {jaxeff.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {jaxeff.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 

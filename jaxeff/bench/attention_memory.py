@@ -20,9 +20,19 @@ def attention_memory(time: int = 8192, heads: int = 8, kv_heads: int = 2, head_d
     naive = temporary_bytes(attention_reference, time, heads, kv_heads, head_dim)
     ours = temporary_bytes(attention, time, heads, kv_heads, head_dim)
     rows = [{"form": "attention_reference", "MiB": naive / MIB}, {"form": "attention", "MiB": ours / MIB}]
-    return record("attention-memory", ours=ours / MIB, peer=naive / MIB, unit="MiB", ratio=naive / ours, rows=rows,
-                  meaning="memory of the naive form over ours, forward and backward; more is better",
-                  time=time, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    return record(
+        "attention-memory",
+        ours=ours / MIB,
+        peer=naive / MIB,
+        unit="MiB",
+        ratio=naive / ours,
+        rows=rows,
+        meaning="memory of the naive form over ours, forward and backward; more is better",
+        time=time,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+    )
 
 
 def temporary_bytes(f, time: int, heads: int, kv_heads: int, head_dim: int) -> int:

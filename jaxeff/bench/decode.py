@@ -13,8 +13,15 @@ from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
 
 
-def generate(mixers: str = "linear,gqa", contexts: str = "64,128,256,512,1024", d_model: int = 256, layers: int = 4,
-             batch: int = 1, tokens: int = 32, rounds: int = 7) -> dict:
+def generate(
+    mixers: str = "linear,gqa",
+    contexts: str = "64,128,256,512,1024",
+    d_model: int = 256,
+    layers: int = 4,
+    batch: int = 1,
+    tokens: int = 32,
+    rounds: int = 7,
+) -> dict:
     """Milliseconds a token after a prompt of each length, for each mixer.
 
     The clock covers `tokens` decode steps in one jitted loop after a prefill outside it; the contexts take turns.
@@ -27,15 +34,29 @@ def generate(mixers: str = "linear,gqa", contexts: str = "64,128,256,512,1024", 
         for n in lengths:
             clocks[name, n] = decode_clock(lm, params, n, batch, tokens)
     times = summary(alternate(clocks, rounds, pause=0.0))
-    rows = [{"mixer": name, "context": n, "ms_per_token": 1e3 * times[name, n][0] / tokens,
-             "minimum_ms": 1e3 * times[name, n][1] / tokens} for name, n in clocks]
+    rows = [
+        {
+            "mixer": name,
+            "context": n,
+            "ms_per_token": 1e3 * times[name, n][0] / tokens,
+            "minimum_ms": 1e3 * times[name, n][1] / tokens,
+        }
+        for name, n in clocks
+    ]
     first, last = lengths[0], lengths[-1]
     # Minima: the least disturbed of interleaved runs, so that the curve is the model's and not the machine's.
     growth = {name: times[name, last][1] / times[name, first][1] for name in mixers.split(",")}
     ours = mixers.split(",")[0]
-    return record("generate", ours=1e3 * times[ours, last][1] / tokens, peer=1e3 * times[ours, first][1] / tokens,
-                  unit="ms per token", ratio=growth[ours], rows=rows, growth=growth,
-                  meaning=f"{ours}: time a token at a context of {last} over that at {first}; 1 is flat")
+    return record(
+        "generate",
+        ours=1e3 * times[ours, last][1] / tokens,
+        peer=1e3 * times[ours, first][1] / tokens,
+        unit="ms per token",
+        ratio=growth[ours],
+        rows=rows,
+        growth=growth,
+        meaning=f"{ours}: time a token at a context of {last} over that at {first}; 1 is flat",
+    )
 
 
 def decode_clock(lm: LM, params, context: int, batch: int, tokens: int):

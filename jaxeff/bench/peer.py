@@ -16,8 +16,10 @@ def peer_python(path: str | None = None) -> str:
     """The peers' interpreter: `path`, else $JAXEFF_PEER_PYTHON, else `.venv-bench/bin/python` of this folder."""
     chosen = path or os.environ.get("JAXEFF_PEER_PYTHON") or DEFAULT_PYTHON
     if not os.access(chosen, os.X_OK):
-        raise UserError(f"the peers' Python {chosen} is not there: run `make bench-env`, or give --peer-python "
-                        "one that has torch and transformers")
+        raise UserError(
+            f"the peers' Python {chosen} is not there: run `make bench-env`, or give --peer-python "
+            "one that has torch and transformers"
+        )
     return chosen
 
 
@@ -26,8 +28,13 @@ class Peer:
 
     def __init__(self, name: str, python: str | None = None):
         self.log = tempfile.TemporaryFile(mode="w+")
-        self.process = subprocess.Popen([peer_python(python), str(PROGRAMS[name])], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen(
+            [peer_python(python), str(PROGRAMS[name])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
 
     def ask(self, **request) -> dict:
         try:

@@ -13,15 +13,33 @@ from jaxeff.core.errors import UserError
 from jaxeff.lab import machine as lab
 
 
-def record(name: str, *, ours: float, peer: float, unit: str, ratio: float, meaning: str,
-           rows: Sequence[Mapping[str, Any]] = (), **more) -> dict:
+def record(
+    name: str,
+    *,
+    ours: float,
+    peer: float,
+    unit: str,
+    ratio: float,
+    meaning: str,
+    rows: Sequence[Mapping[str, Any]] = (),
+    **more,
+) -> dict:
     """The object every benchmark returns.
 
     `ours` and `peer` are in `unit`; `ratio` is the figure to look at and `meaning` says in words what it is and which
     way is better. `rows` holds one mapping a line of the table.
     """
-    return {"name": name, "ours": ours, "peer": peer, "unit": unit, "ratio": ratio, "meaning": meaning,
-            "rows": [dict(row) for row in rows], "machine": machine(), **more}
+    return {
+        "name": name,
+        "ours": ours,
+        "peer": peer,
+        "unit": unit,
+        "ratio": ratio,
+        "meaning": meaning,
+        "rows": [dict(row) for row in rows],
+        "machine": machine(),
+        **more,
+    }
 
 
 def machine() -> dict:
@@ -61,11 +79,14 @@ def show(entry: Mapping[str, Any], file=None) -> None:
             table.add_row(*(_cell(row.get(column, "")) for column in columns))
         console.print(table)
     box = entry["machine"]
-    console.print(f"ratio {_cell(entry['ratio'])}: {entry['meaning']} "
-                  f"(ours {_cell(entry['ours'])}, peer {_cell(entry['peer'])} {entry['unit']})")
+    console.print(
+        f"ratio {_cell(entry['ratio'])}: {entry['meaning']} "
+        f"(ours {_cell(entry['ours'])}, peer {_cell(entry['peer'])} {entry['unit']})"
+    )
     load = "" if box["load"] is None else f", load {box['load']:.1f}"
-    console.print(f"{box['processor']}, {box['cores']} cores{load}, {box['device']}, jax {box['jax']}, "
-                  f"python {box['python']}")
+    console.print(
+        f"{box['processor']}, {box['cores']} cores{load}, {box['device']}, jax {box['jax']}, python {box['python']}"
+    )
 
 
 def _cell(value) -> str:

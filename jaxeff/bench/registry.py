@@ -27,13 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives `parser` a NAME, --json, and the options of that benchmark, each with its default."""
     names = parser.add_subparsers(dest="benchmark", metavar="NAME", help="without it, the list of benchmarks")
     for name, function in BENCHMARKS.items():
-        one = names.add_parser(name, help=summary(function), description=inspect.getdoc(function),
-                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        one = names.add_parser(
+            name,
+            help=summary(function),
+            description=inspect.getdoc(function),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         one.add_argument("--json", metavar="FILE", help="also write the record to FILE, as one JSON object")
         for option in inspect.signature(function).parameters.values():
-            one.add_argument("--" + option.name.replace("_", "-"), default=option.default, metavar="VALUE",
-                             type=str if option.default is None else type(option.default),
-                             help="default: " + ("none" if option.default is None else str(option.default)))
+            one.add_argument(
+                "--" + option.name.replace("_", "-"),
+                default=option.default,
+                metavar="VALUE",
+                type=str if option.default is None else type(option.default),
+                help="default: " + ("none" if option.default is None else str(option.default)),
+            )
 
 
 def summary(function: Callable[..., dict]) -> str:

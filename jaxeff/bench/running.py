@@ -36,16 +36,26 @@ def data(config: str | None = None, steps: int = 50, runs: int = 3) -> dict:
     rows = []
     for run in range(runs):
         waiting, total = _run(experiment, prepared, steps)
-        rows.append({"run": run, "steps": steps, "waiting_ms": 1e3 * waiting, "total_ms": 1e3 * total,
-                     "share": waiting / total})
+        rows.append(
+            {"run": run, "steps": steps, "waiting_ms": 1e3 * waiting, "total_ms": 1e3 * total, "share": waiting / total}
+        )
     worst = max(rows, key=lambda row: row["share"])
-    return record("data", ours=worst["waiting_ms"], peer=worst["total_ms"], unit="ms", ratio=worst["share"], rows=rows,
-                  meaning="share of a run's time that passes while waiting for data; less is better")
+    return record(
+        "data",
+        ours=worst["waiting_ms"],
+        peer=worst["total_ms"],
+        unit="ms",
+        ratio=worst["share"],
+        rows=rows,
+        meaning="share of a run's time that passes while waiting for data; less is better",
+    )
 
 
 def _run(experiment: Experiment, prepared: Prepared, steps: int) -> tuple[float, float]:
     """(seconds of waiting for data, seconds of training) of a run."""
-    train = dataclasses.replace(experiment.train, steps=steps, log_every=10, eval_every=None, save_every=None, eval_batches=1)
+    train = dataclasses.replace(
+        experiment.train, steps=steps, log_every=10, eval_every=None, save_every=None, eval_batches=1
+    )
     with tempfile.TemporaryDirectory() as folder:
         lines = fit(dataclasses.replace(experiment, train=train), folder, prepared=prepared).lines
     return sum(line["data_wait"] for line in lines), lines[-1]["seconds"]
@@ -82,9 +92,24 @@ def checkpoint(config: str | None = None, every: int = 20, rounds: int = 5) -> d
         round_of(True)  # compiles the step and the checksum
         times = [(round_of(True), round_of(False)) for _ in range(rounds)]
         checkpoints.close()
-    rows = [{"round": i, "saving_ms_per_step": 1e3 * a / every, "plain_ms_per_step": 1e3 * b / every,
-             "stall_share": a / b - 1} for i, (a, b) in enumerate(times)]
+    rows = [
+        {
+            "round": i,
+            "saving_ms_per_step": 1e3 * a / every,
+            "plain_ms_per_step": 1e3 * b / every,
+            "stall_share": a / b - 1,
+        }
+        for i, (a, b) in enumerate(times)
+    ]
     saving, plain = (median(column) for column in zip(*times, strict=True))
-    return record("checkpoint", ours=1e3 * saving / every, peer=1e3 * plain / every, unit="ms per step",
-                  ratio=saving / plain, stall_share=median(a / b - 1 for a, b in times), rows=rows, every=every,
-                  meaning=f"time a step with a save every {every} steps over that without; 1 is no stall")
+    return record(
+        "checkpoint",
+        ours=1e3 * saving / every,
+        peer=1e3 * plain / every,
+        unit="ms per step",
+        ratio=saving / plain,
+        stall_share=median(a / b - 1 for a, b in times),
+        rows=rows,
+        every=every,
+        meaning=f"time a step with a save every {every} steps over that without; 1 is no stall",
+    )

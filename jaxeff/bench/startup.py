@@ -26,9 +26,16 @@ def import_time(rounds: int = 7) -> dict:
     times = alternate(clocks, rounds)
     middle = {name: median(values) for name, values in times.items()}
     rows = [{"statement": f"import {name}", "median_s": middle[name], "minimum_s": min(times[name])} for name in times]
-    return record("import", ours=middle["jaxeff"], peer=middle["jax"], unit="s", rows=rows,
-                  ratio=middle["jaxeff"] / middle["jax"], difference_s=min(times["jaxeff"]) - min(times["jax"]),
-                  meaning="time of `import jaxeff` over `import jax`; 1 would be free")
+    return record(
+        "import",
+        ours=middle["jaxeff"],
+        peer=middle["jax"],
+        unit="s",
+        rows=rows,
+        ratio=middle["jaxeff"] / middle["jax"],
+        difference_s=min(times["jaxeff"]) - min(times["jax"]),
+        meaning="time of `import jaxeff` over `import jax`; 1 would be free",
+    )
 
 
 def import_seconds(module: str) -> float:
@@ -42,9 +49,15 @@ def compile_time(shallow: int = 4, deep: int = 32, d_model: int = 256, rounds: i
     clocks = {n: lambda n=n: compile_seconds(n, d_model) for n in (shallow, deep)}
     times = summary(alternate(clocks, rounds))
     rows = [{"layers": n, "median_s": times[n][0], "minimum_s": times[n][1]} for n in times]
-    return record("compile", ours=times[deep][1], peer=times[shallow][1], unit="s", rows=rows,
-                  ratio=times[deep][1] / times[shallow][1],
-                  meaning=f"compile time of {deep} layers over that of {shallow}; 1 is no growth")
+    return record(
+        "compile",
+        ours=times[deep][1],
+        peer=times[shallow][1],
+        unit="s",
+        rows=rows,
+        ratio=times[deep][1] / times[shallow][1],
+        meaning=f"compile time of {deep} layers over that of {shallow}; 1 is no growth",
+    )
 
 
 def compile_seconds(layers: int, d_model: int, time_steps: int = 256, batch: int = 4) -> float:

@@ -18,8 +18,9 @@ def seconds(thunk: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(clocks: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1,
-              pause: float = PAUSE) -> dict[str, list[float]]:
+def alternate(
+    clocks: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1, pause: float = PAUSE
+) -> dict[str, list[float]]:
     """Calls every clock once a round, in turn, and returns what each reported after the warm-up rounds.
 
     Args:

@@ -61,8 +61,14 @@ class Size:
         return f"D {self.d_model}, T {self.time} x batch {self.batch}"
 
 
-def train(sizes: str = "256x4,1024x1", d_model: str = "256", dtype: str = "float32", peer: str = "hf",
-          peer_python: str | None = None, rounds: int = 10) -> dict:
+def train(
+    sizes: str = "256x4,1024x1",
+    d_model: str = "256",
+    dtype: str = "float32",
+    peer: str = "hf",
+    peer_python: str | None = None,
+    rounds: int = 10,
+) -> dict:
     """Milliseconds a training step: ours against the peer's (`hf`: Llama of Transformers in torch, SDPA attention; `none`).
 
     `sizes` are time x batch, `d_model` widths, both lists with commas. `peer_python` is the interpreter of the peers, by
@@ -76,17 +82,33 @@ def train(sizes: str = "256x4,1024x1", d_model: str = "256", dtype: str = "float
             row, versions = compare(size, dtype, other, rounds)
             rows.append(row)
     worst = min(rows, key=lambda row: row.get("ratio", 0.0))
-    return record("train", ours=worst["ours_ms"], peer=worst.get("peer_ms"), unit="ms per step", ratio=worst.get("ratio"),
-                  rows=rows, dtype=dtype, rounds=rounds, peer_versions=versions,
-                  meaning="the peer's time over ours, medians, at the size where it is least; above 1 we are ahead")
+    return record(
+        "train",
+        ours=worst["ours_ms"],
+        peer=worst.get("peer_ms"),
+        unit="ms per step",
+        ratio=worst.get("ratio"),
+        rows=rows,
+        dtype=dtype,
+        rounds=rounds,
+        peer_versions=versions,
+        meaning="the peer's time over ours, medians, at the size where it is least; above 1 we are ahead",
+    )
 
 
 def compare(size: Size, dtype: str, other: Peer | None, rounds: int) -> tuple[dict, dict]:
     """(a row of the table, the peer's versions). Shares are of the matrix product's speed measured in the same rounds."""
     clocks, versions = {"step": step_clock(size, dtype), "matmul": matmul_clock(dtype)}, {}
     if other is not None:
-        answer = other.ask(do="setup", name="llama", dtype=dtype, n_heads=size.n_heads, n_kv_heads=size.n_kv_heads,
-                           d_hidden=size.d_hidden, **dataclasses.asdict(size))
+        answer = other.ask(
+            do="setup",
+            name="llama",
+            dtype=dtype,
+            n_heads=size.n_heads,
+            n_kv_heads=size.n_kv_heads,
+            d_hidden=size.d_hidden,
+            **dataclasses.asdict(size),
+        )
         versions = answer["versions"]
         if answer["n_params"] != count(size.lm.specs()):
             raise AssertionError(f"{size}: the peer has {answer['n_params']} parameters, we {count(size.lm.specs())}")
@@ -106,19 +128,26 @@ def _row(size: Size, times: dict[str, tuple[float, float]]) -> dict:
     row = {"size": str(size), "ours_ms": 1e3 * ours, "ours_least_ms": 1e3 * least}
     if "peer step" in times:
         peer, peer_least = times["peer step"]
-        row |= {"peer_ms": 1e3 * peer, "peer_least_ms": 1e3 * peer_least, "ratio": peer / ours,
-                "ratio_of_least": peer_least / least}
+        row |= {
+            "peer_ms": 1e3 * peer,
+            "peer_least_ms": 1e3 * peer_least,
+            "ratio": peer / ours,
+            "ratio_of_least": peer_least / least,
+        }
     row |= {"matmul_gflops": 2e-9 * MATMUL**3 / times["matmul"][1], "share_of_matmul": share("")}
     if "peer step" in times:
-        row |= {"peer_matmul_gflops": 2e-9 * MATMUL**3 / times["peer matmul"][1],
-                "peer_share_of_matmul": share("peer ")}
+        row |= {
+            "peer_matmul_gflops": 2e-9 * MATMUL**3 / times["peer matmul"][1],
+            "peer_share_of_matmul": share("peer "),
+        }
     return row
 
 
 def step_clock(size: Size, dtype: str):
     """A clock of one training step of ours on a batch of one segment a row, the form that the loop runs."""
-    experiment = Experiment(size.lm, Data(seq_len=size.time, batch_size=size.batch), train=Train(steps=1000),
-                            precision=dtype)
+    experiment = Experiment(
+        size.lm, Data(seq_len=size.time, batch_size=size.batch), train=Train(steps=1000), precision=dtype
+    )
     step = make_step(experiment)
     batch = put(random_batch(size), step.mesh)
     state = start(experiment, step)
@@ -136,9 +165,12 @@ def random_batch(size: Size) -> dict[str, np.ndarray]:
     shape = (size.batch, size.time)
     mask = np.ones(shape, np.float32)
     mask[:, -1] = 0
-    return {"tokens": np.random.default_rng(0).integers(0, size.vocab_size, shape, np.int32),
-            "segment_ids": np.ones(shape, np.int32), "loss_mask": mask,
-            "positions": np.broadcast_to(np.arange(size.time, dtype=np.int32), shape).copy()}
+    return {
+        "tokens": np.random.default_rng(0).integers(0, size.vocab_size, shape, np.int32),
+        "segment_ids": np.ones(shape, np.int32),
+        "loss_mask": mask,
+        "positions": np.broadcast_to(np.arange(size.time, dtype=np.int32), shape).copy(),
+    }
 
 
 def _numbers(text: str) -> list[int]:

@@ -35,7 +35,9 @@ def inner(eqn: str) -> int | None:
     terms, _, result = eqn.replace(" ", "").partition("->")
     x, _, w = terms.partition(",")
     n = sum(letter in x for letter in w)
-    plain = 0 < n < len(x) and x.endswith(w[:n]) and result == x[:-n] + w[n:] and "." not in eqn and len(set(x)) == len(x)
+    plain = (
+        0 < n < len(x) and x.endswith(w[:n]) and result == x[:-n] + w[n:] and "." not in eqn and len(set(x)) == len(x)
+    )
     return n if plain else None
 
 

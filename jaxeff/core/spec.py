@@ -111,7 +111,9 @@ class Spec:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "axes", tuple(self.axes))
         if len(self.shape) != len(self.axes):
-            raise ValueError(f"Spec has {len(self.shape)} dimensions {self.shape} but {len(self.axes)} axes {self.axes}")
+            raise ValueError(
+                f"Spec has {len(self.shape)} dimensions {self.shape} but {len(self.axes)} axes {self.axes}"
+            )
         if any(not isinstance(n, int) or n < 1 for n in self.shape):
             raise ValueError(f"Spec dimensions must be positive integers, found {self.shape}")
         if not 0 <= self.n_in <= len(self.shape):

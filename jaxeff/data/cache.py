@@ -22,8 +22,17 @@ Report = Callable[[str, int, int], None]
 
 _TEMPORARY = ".partial-"
 _ABANDONED_SECONDS = 24 * 3600
-_FOLDER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR,
-                  errno.EEXIST, errno.ENOENT}
+_FOLDER_ERRNOS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+}
 _NEARLY_FULL_BYTES = 4 << 20
 
 
@@ -114,8 +123,10 @@ def _folder_errors(folder: Path):
         if code not in _FOLDER_ERRNOS and not _nearly_full(folder):
             raise
         reason = error.strerror if code in _FOLDER_ERRNOS else "no space left on the disk"
-        raise UserError(f"cannot write to the cache folder {str(folder)!r}: {reason}; "
-                        f"make room there or choose another with JAXEFF_CACHE") from error
+        raise UserError(
+            f"cannot write to the cache folder {str(folder)!r}: {reason}; "
+            f"make room there or choose another with JAXEFF_CACHE"
+        ) from error
 
 
 def _nearly_full(folder: Path) -> bool:

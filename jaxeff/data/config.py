@@ -65,8 +65,15 @@ class Data:
         begin = time.perf_counter()
         report, root = report or silent, cache_root(cache)
         fingerprint = corpus_fingerprint(self.source, self.valid_fraction, self.test_fraction, self.max_bytes)
-        corpus = prepare_corpus(self.source, root, valid_fraction=self.valid_fraction, test_fraction=self.test_fraction,
-                                max_bytes=self.max_bytes, report=report, fingerprint=fingerprint)
+        corpus = prepare_corpus(
+            self.source,
+            root,
+            valid_fraction=self.valid_fraction,
+            test_fraction=self.test_fraction,
+            max_bytes=self.max_bytes,
+            report=report,
+            fingerprint=fingerprint,
+        )
         tokenizer = self._tokenizer(corpus, root, report)
         packed = prepare_rows(corpus, tokenizer, self.seq_len, root, report)
         identity = digest(fingerprint, tokenizer.identity)
@@ -76,8 +83,10 @@ class Data:
             "corpus_fingerprint": fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "seq_len": self.seq_len,
-            **{name: {split: values[name] for split, values in packed.statistics.items()}
-               for name in ("tokens", "targets", "rows", "padding")},
+            **{
+                name: {split: values[name] for split, values in packed.statistics.items()}
+                for name in ("tokens", "targets", "rows", "padding")
+            },
         }
         statistics["bytes_per_token"] = sum(statistics["bytes"].values()) / sum(statistics["tokens"].values())
         statistics["seconds"] = time.perf_counter() - begin
@@ -114,14 +123,24 @@ class Prepared:
 
     def train(self, process_index: int = 0, process_count: int = 1) -> TrainBatches:
         """Endless batches of this process, reshuffled every epoch."""
-        return TrainBatches(self.packed.splits["train"], batch_size=self.data.batch_size, seed=self.data.seed,
-                            fingerprint=self.fingerprint, process_index=process_index, process_count=process_count)
+        return TrainBatches(
+            self.packed.splits["train"],
+            batch_size=self.data.batch_size,
+            seed=self.data.seed,
+            fingerprint=self.fingerprint,
+            process_index=process_index,
+            process_count=process_count,
+        )
 
-    def eval(self, split: str, batch_size: int | None = None, *, process_index: int = 0, process_count: int = 1
-             ) -> EvalBatches:
+    def eval(
+        self, split: str, batch_size: int | None = None, *, process_index: int = 0, process_count: int = 1
+    ) -> EvalBatches:
         """One pass over "train", "validation" or "test", in order; the last batch is filled up with padding."""
         if split in SPLITS and split not in self.packed.splits:
             raise UserError(f"there is no {split} split; its fraction of the data was set to 0")
-        return EvalBatches(lookup(self.packed.splits, split, "split of the data"),
-                           batch_size=batch_size or self.data.batch_size, process_index=process_index,
-                           process_count=process_count)
+        return EvalBatches(
+            lookup(self.packed.splits, split, "split of the data"),
+            batch_size=batch_size or self.data.batch_size,
+            process_index=process_index,
+            process_count=process_count,
+        )

@@ -41,8 +41,16 @@ def corpus_fingerprint(source: Source, valid_fraction: float, test_fraction: flo
     return digest("corpus", _LAYOUT, source.recipe(), source.fingerprint(), valid_fraction, test_fraction, max_bytes)
 
 
-def prepare_corpus(source: Source, root: Path, *, valid_fraction: float = 0.05, test_fraction: float = 0.05,
-                   max_bytes: int | None = None, report: Report = silent, fingerprint: str | None = None) -> Corpus:
+def prepare_corpus(
+    source: Source,
+    root: Path,
+    *,
+    valid_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    max_bytes: int | None = None,
+    report: Report = silent,
+    fingerprint: str | None = None,
+) -> Corpus:
     """The corpus of `source` below the folder `root`, written now unless it is there.
 
     Raises:
@@ -56,13 +64,16 @@ def prepare_corpus(source: Source, root: Path, *, valid_fraction: float = 0.05, 
         documents = limit([d for d in source.documents(report) if d.text], max_bytes, type(source).__name__)
         splits = split(documents, valid_fraction, test_fraction)
         records = tfds_builder.write(splits, folder, report)
-        write_json(folder / "statistics.json", {
-            "source": type(source).__name__,
-            "fingerprint": fingerprint,
-            "documents": {name: len(part) for name, part in splits.items()},
-            "bytes": {name: sum(map(_n_bytes, part)) for name, part in splits.items()},
-            "records": records,
-        })
+        write_json(
+            folder / "statistics.json",
+            {
+                "source": type(source).__name__,
+                "fingerprint": fingerprint,
+                "documents": {name: len(part) for name, part in splits.items()},
+                "bytes": {name: sum(map(_n_bytes, part)) for name, part in splits.items()},
+                "records": records,
+            },
+        )
 
     folder = publish(root / "corpora" / fingerprint[:32], write)
     return Corpus(folder, fingerprint, read_json(folder / "statistics.json"))
@@ -78,9 +89,11 @@ def split(documents: list[Document], valid_fraction: float, test_fraction: float
     sizes = {"validation": valid_fraction, "test": test_fraction, "train": 1 - valid_fraction - test_fraction}
     wanted = [name for name in ends if sizes[name] > 0]
     if len(documents) < len(wanted):
-        raise UserError(f"{len(documents)} document(s) cannot fill {len(wanted)} splits ({', '.join(wanted)}); give "
-                        f"more text, cut it into smaller documents (Text(piece_chars=...)), or set valid_fraction or "
-                        f"test_fraction to 0")
+        raise UserError(
+            f"{len(documents)} document(s) cannot fill {len(wanted)} splits ({', '.join(wanted)}); give "
+            f"more text, cut it into smaller documents (Text(piece_chars=...)), or set valid_fraction or "
+            f"test_fraction to 0"
+        )
     ranked = sorted((_uniform(d.text, 0), d.key, d) for d in documents)
     counts = dict.fromkeys(wanted, 0)
     for u, _, _ in ranked:
@@ -90,7 +103,7 @@ def split(documents: list[Document], valid_fraction: float, test_fraction: float
         counts[empty[0]] += 1
     parts, start = {}, 0
     for name in wanted:
-        parts[name] = [d for _, _, d in ranked[start:start + counts[name]]]
+        parts[name] = [d for _, _, d in ranked[start : start + counts[name]]]
         start += counts[name]
     return {name: parts[name] for name in SPLITS if name in parts}
 
@@ -115,7 +128,7 @@ def limit(documents: list[Document], max_bytes: int | None, source: str) -> list
 def _uniform(text: str, word: int) -> float:
     """One of four numbers in [0, 1) that a text hashes to."""
     start = 8 * word
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[start:start + 8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[start : start + 8], "big") / 2**64
 
 
 def _n_bytes(document: Document) -> int:

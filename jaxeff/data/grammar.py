@@ -35,8 +35,11 @@ def _of_number(n: str, determiners: list[str]) -> Rules:
     noun_end, verb_end = ("", "s") if n == "s" else ("s", "")
     nouns = ["children" if word == "child" and n == "p" else word + noun_end for word in NOUNS]
     return {
-        f"NP{n}": ((0.6, (f"Det{n}", f"N{n}")), (0.25, (f"Det{n}", "Adj", f"N{n}")),
-                   (0.15, (f"Det{n}", f"N{n}", "that", f"VP{n}"))),
+        f"NP{n}": (
+            (0.6, (f"Det{n}", f"N{n}")),
+            (0.25, (f"Det{n}", "Adj", f"N{n}")),
+            (0.15, (f"Det{n}", f"N{n}", "that", f"VP{n}")),
+        ),
         f"VP{n}": ((0.3, (f"Vi{n}",)), (0.35, (f"Vt{n}", "NPs")), (0.35, (f"Vt{n}", "NPp"))),
         f"Det{n}": _zipf(determiners),
         f"N{n}": _zipf(nouns),
@@ -107,7 +110,7 @@ def _expand(symbol: str, rng: random.Random) -> list[str]:
     if symbol not in RULES:
         return [symbol]
     chances, expansions = zip(*RULES[symbol])
-    chosen, = rng.choices(expansions, chances)
+    (chosen,) = rng.choices(expansions, chances)
     return [word for child in chosen for word in _expand(child, rng)]
 
 

@@ -56,8 +56,9 @@ def best_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarr
     return row, place
 
 
-def pack(tokens: np.ndarray, document_lengths: np.ndarray, row_length: int, *, seed: int = 0
-         ) -> tuple[np.ndarray, np.ndarray]:
+def pack(
+    tokens: np.ndarray, document_lengths: np.ndarray, row_length: int, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows of whole documents, or of pieces of long ones.
 
     Args:
@@ -82,7 +83,7 @@ def pack(tokens: np.ndarray, document_lengths: np.ndarray, row_length: int, *, s
     for i in np.lexsort((place, row)):
         r, here = order[row[i]], slice(place[i], place[i] + pieces.length[i])
         n_segments[r] += 1
-        tokens_BT[r, here] = tokens[pieces.start[i]:pieces.start[i] + pieces.length[i]]
+        tokens_BT[r, here] = tokens[pieces.start[i] : pieces.start[i] + pieces.length[i]]
         segment_ids_BT[r, here] = n_segments[r]
     return tokens_BT, segment_ids_BT
 

@@ -36,15 +36,28 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
       UserError: fewer rows than a batch; a batch that the processes cannot share equally.
     """
 
-    def __init__(self, rows: Rows, *, batch_size: int, seed: int, fingerprint: str, process_index: int = 0,
-                 process_count: int = 1):
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        batch_size: int,
+        seed: int,
+        fingerprint: str,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
         _check(rows, batch_size, process_index, process_count)
         import grain
 
         # Not endless: Grain counts the batches of an endless data set in a C integer, which batches of one row overflow.
-        dataset = (grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(_EPOCHS)[process_index::process_count]
-                   .batch(batch_size // process_count)
-                   .map(lambda i_B: batch(rows.tokens_BT[i_B], rows.segment_ids_BT[i_B])))
+        dataset = (
+            grain.MapDataset.range(len(rows))
+            .seed(seed)
+            .shuffle()
+            .repeat(_EPOCHS)[process_index::process_count]
+            .batch(batch_size // process_count)
+            .map(lambda i_B: batch(rows.tokens_BT[i_B], rows.segment_ids_BT[i_B]))
+        )
         ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         self._batches = iter(dataset.to_iter_dataset(ahead))
         self._identity = dict(zip(_STATE, (fingerprint, seed, rows.tokens_BT.shape[1], batch_size, process_count)))
@@ -67,8 +80,10 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
                 raise UserError(f"the saved position in the data lacks {field!r}")
         for field, here in self._identity.items():
             if state[field] != here:
-                raise UserError(f"the saved position in the data has {field} = {state[field]!r}, this run has "
-                                f"{here!r}; going on would skip or repeat text")
+                raise UserError(
+                    f"the saved position in the data has {field} = {state[field]!r}, this run has "
+                    f"{here!r}; going on would skip or repeat text"
+                )
         self._batches.set_state({"next_index": state["next_batch"]})
 
     def close(self) -> None:
@@ -103,8 +118,10 @@ class EvalBatches:
 def _check(rows: Rows, batch_size: int, process_index: int, process_count: int) -> None:
     _check_processes(batch_size, process_index, process_count)
     if len(rows) < batch_size:
-        raise UserError(f"the training split has {len(rows)} rows of {rows.tokens_BT.shape[1]} tokens, fewer than "
-                        f"batch_size = {batch_size}; use a smaller batch_size or seq_len, or more text")
+        raise UserError(
+            f"the training split has {len(rows)} rows of {rows.tokens_BT.shape[1]} tokens, fewer than "
+            f"batch_size = {batch_size}; use a smaller batch_size or seq_len, or more text"
+        )
 
 
 def _check_processes(batch_size: int, process_index: int, process_count: int) -> None:

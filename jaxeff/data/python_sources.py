@@ -19,8 +19,18 @@ from jaxeff.data.cache import Report
 from jaxeff.data.documents import Document, fingerprint_files, read_bytes
 
 # Tests are not installed everywhere; the tables are generated and repetitive; the last two left the library later.
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings",
-                    "pydoc_data", "idlelib", "lib2to3"}
+_SKIPPED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "idlelib",
+    "lib2to3",
+}
 # Written when Python was built or by its distributor: these hold paths of that machine.
 _SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "_sysconfig_vars")
 _TOPICS = "pydoc_data/topics.py"
@@ -95,12 +105,13 @@ def _files() -> list[tuple[str, Path]]:
     files = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
-        files += [Path(folder, name) for name in names
-                  if name.endswith(".py") and not name.startswith(_SKIPPED_FILES)]
+        files += [Path(folder, name) for name in names if name.endswith(".py") and not name.startswith(_SKIPPED_FILES)]
     if not files:
-        raise UserError(f"this Python has no sources of its standard library under {str(root)!r}, so that its "
-                        f"documentation cannot be the corpus; give your own files with data.source=Text(paths=...) "
-                        f"or the generated Grammar()")
+        raise UserError(
+            f"this Python has no sources of its standard library under {str(root)!r}, so that its "
+            f"documentation cannot be the corpus; give your own files with data.source=Text(paths=...) "
+            f"or the generated Grammar()"
+        )
     return sorted((path.relative_to(root).as_posix(), path) for path in files)
 
 

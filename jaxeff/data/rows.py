@@ -36,8 +36,9 @@ class PackedCorpus:
     statistics: dict
 
 
-def prepare_rows(corpus: Corpus, tokenizer: Tokenizer, row_length: int, root: Path, report: Report = silent
-                 ) -> PackedCorpus:
+def prepare_rows(
+    corpus: Corpus, tokenizer: Tokenizer, row_length: int, root: Path, report: Report = silent
+) -> PackedCorpus:
     """Every split tokenized and packed below the folder `root`, written now unless it is there."""
 
     def write(folder: Path) -> None:
@@ -63,8 +64,9 @@ def prepare_rows(corpus: Corpus, tokenizer: Tokenizer, row_length: int, root: Pa
     return PackedCorpus({split: _open(folder, split) for split in statistics}, statistics)
 
 
-def tokenize(corpus: Corpus, split: str, tokenizer: Tokenizer, report: Report = silent
-             ) -> tuple[np.ndarray, np.ndarray]:
+def tokenize(
+    corpus: Corpus, split: str, tokenizer: Tokenizer, report: Report = silent
+) -> tuple[np.ndarray, np.ndarray]:
     """All documents of a split, BOS + tokens + EOS one after the other, and the int64 length of each."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     bos, eos = np.array([tokenizer.bos_id], dtype), np.array([tokenizer.eos_id], dtype)

@@ -119,7 +119,9 @@ def _field(line: str, where: str, field: str | None) -> str:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object with a field of text, found {type(value).__name__}")
     if field is None:
-        raise UserError(f"{where}: say which field of the JSON lines holds the text, field=...; {nearest('text', value)}")
+        raise UserError(
+            f"{where}: say which field of the JSON lines holds the text, field=...; {nearest('text', value)}"
+        )
     if field not in value:
         raise UserError(f"{where}: no field {field!r}; {nearest(field, value)}")
     text = value[field]
@@ -146,8 +148,10 @@ def _decode(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UserError(f"{str(path)!r} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}; "
-                        f"convert it first, for instance with `iconv -f latin1 -t utf-8`") from error
+        raise UserError(
+            f"{str(path)!r} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}; "
+            f"convert it first, for instance with `iconv -f latin1 -t utf-8`"
+        ) from error
 
 
 def _is_json(path: Path) -> bool:

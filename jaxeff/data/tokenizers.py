@@ -145,12 +145,25 @@ class SentencePiece:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(texts, self.sample_bytes), model_writer=model, vocab_size=self.vocab_size,
-                model_type=KINDS[self.kind], character_coverage=self.character_coverage, byte_fallback=True,
-                user_defined_symbols=["\n"], pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNKNOWN,
+                sentence_iterator=_lines(texts, self.sample_bytes),
+                model_writer=model,
+                vocab_size=self.vocab_size,
+                model_type=KINDS[self.kind],
+                character_coverage=self.character_coverage,
+                byte_fallback=True,
+                user_defined_symbols=["\n"],
+                pad_id=PAD,
+                bos_id=BOS,
+                eos_id=EOS,
+                unk_id=UNKNOWN,
                 # All that would change the text is off.
-                normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
-                allow_whitespace_only_pieces=True, num_threads=_THREADS, minloglevel=2)
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                num_threads=_THREADS,
+                minloglevel=2,
+            )
         except RuntimeError as error:
             raise self._explained(str(error)) from error
         (folder / _MODEL).write_bytes(model.getvalue())
@@ -163,11 +176,15 @@ class SentencePiece:
 
     def _explained(self, message: str) -> Exception:
         if found := re.search(r"too high.*<= (\d+)", message):
-            return UserError(f"a {self.kind} vocabulary of {self.vocab_size} is larger than this corpus can give; the "
-                             f"largest possible vocab_size is {found[1]}")
+            return UserError(
+                f"a {self.kind} vocabulary of {self.vocab_size} is larger than this corpus can give; the "
+                f"largest possible vocab_size is {found[1]}"
+            )
         if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-            return UserError(f"a {self.kind} vocabulary of {self.vocab_size} is smaller than the characters and bytes "
-                             f"of this corpus; the smallest possible vocab_size is {found[1]}")
+            return UserError(
+                f"a {self.kind} vocabulary of {self.vocab_size} is smaller than the characters and bytes "
+                f"of this corpus; the smallest possible vocab_size is {found[1]}"
+            )
         if "sentences_.empty()" in message:
             return UserError("the training split holds no text that a vocabulary could be learnt from; use Bytes()")
         return RuntimeError(message)
@@ -177,7 +194,7 @@ def _lines(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
     for text in texts:
         for line in text.split("\n"):
             for start in range(0, len(line), _LINE_CHARS):
-                piece = line[start:start + _LINE_CHARS]
+                piece = line[start : start + _LINE_CHARS]
                 n_bytes -= len(piece.encode())
                 if n_bytes < 0:
                     return

@@ -75,5 +75,3 @@ def _sums(model, policy: Policy, mesh):
         return objective.loss(model, params, batch, ctx)[1]["nll_sum"]
 
     return nll_sum
-
-

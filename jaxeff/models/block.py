@@ -1,9 +1,9 @@
 """A residual block: a sequence mixer and a channel mixer with their norms. B batch, T time, D model.
 
-    pre       x + f(norm(x))              (GPT-2, Llama)
-    post      x + norm(f(x))              (OLMo 2: on the branch, the residual stream stays clean)
-    sandwich  x + norm'(f(norm(x)))       (Gemma 2)
-    parallel  x + f(norm(x)) + g(norm'(x)), f and g the two mixers (GPT-NeoX)
+pre       x + f(norm(x))              (GPT-2, Llama)
+post      x + norm(f(x))              (OLMo 2: on the branch, the residual stream stays clean)
+sandwich  x + norm'(f(norm(x)))       (Gemma 2)
+parallel  x + f(norm(x)) + g(norm'(x)), f and g the two mixers (GPT-NeoX)
 """
 
 import dataclasses

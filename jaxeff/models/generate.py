@@ -42,7 +42,9 @@ def generate(
     key = jax.random.key(0) if key is None else key
     filters = (top_k, top_p, min_p)
     # Temperature is traced: trying another one does not recompile.
-    return _generate(lm, params, prompt, lengths, max_tokens, temperature > 0, jnp.float32(temperature), filters, key, eos, policy)
+    return _generate(
+        lm, params, prompt, lengths, max_tokens, temperature > 0, jnp.float32(temperature), filters, key, eos, policy
+    )
 
 
 def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key):
@@ -109,7 +111,9 @@ def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters
     return jax.lax.while_loop(more, advance, (jnp.int32(1), token_B, state, out_BN, done_B))[3]
 
 
-def keep(logits_BV: jax.Array, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None) -> jax.Array:
+def keep(
+    logits_BV: jax.Array, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> jax.Array:
     """Logits with the tokens that the filters exclude at -inf; the likeliest token always stays."""
     if top_k is not None:
         kth_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]

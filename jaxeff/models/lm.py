@@ -118,7 +118,9 @@ class LM:
 
     def logits(self, params, x_BTD: jax.Array) -> jax.Array:
         """float32 logits of final hidden states."""
-        logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, self.head(params, x_BTD.dtype), preferred_element_type=jnp.float32)
+        logits_BTV = jnp.einsum(
+            "btd,vd->btv", x_BTD, self.head(params, x_BTD.dtype), preferred_element_type=jnp.float32
+        )
         return logits_BTV if self.softcap is None else self.softcap * jnp.tanh(logits_BTV / self.softcap)
 
     def head(self, params, dtype) -> jax.Array:
@@ -138,7 +140,9 @@ class LM:
             first += len(names)
             layers = {name: params["blocks"][name] for name in names}
             states = None if state is None else {name: state[name] for name in names}
-            x_BTD, states = self._run(dict(zip(names, segment.pattern, strict=True)), segment.repeats, layers, states, x_BTD, ctx)
+            x_BTD, states = self._run(
+                dict(zip(names, segment.pattern, strict=True)), segment.repeats, layers, states, x_BTD, ctx
+            )
             new_state |= states or {}
         return norm(self.norm, params["norm"], x_BTD), None if state is None else new_state
 

@@ -1,10 +1,10 @@
 """One run as a value: a tree of frozen dataclasses, loaded from a Python file, written to JSON and read back.
 
-    configs/quickstart.py        def config() -> Experiment
-    load(path)                   the Experiment of a file
-    override(e, ["a.b=c"])       see `jaxeff.train.overrides`
-    to_json(e), from_json(d)     the resolved config, as it lies beside the checkpoints
-    diff(a, b)                   the fields in which two of them differ
+configs/quickstart.py        def config() -> Experiment
+load(path)                   the Experiment of a file
+override(e, ["a.b=c"])       see `jaxeff.train.overrides`
+to_json(e), from_json(d)     the resolved config, as it lies beside the checkpoints
+diff(a, b)                   the fields in which two of them differ
 """
 
 import dataclasses
@@ -63,7 +63,16 @@ class Train:
     tensorboard: bool = False
 
     def __post_init__(self):
-        for name in ("steps", "accumulate", "log_every", "eval_every", "save_every", "eval_batches", "keep", "max_bad_steps"):
+        for name in (
+            "steps",
+            "accumulate",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "eval_batches",
+            "keep",
+            "max_bad_steps",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Train.{name} must be at least 1, found {value}")

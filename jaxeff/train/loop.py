@@ -100,7 +100,9 @@ def check_model(experiment: Experiment, prepared):
     """Raises UserError when the model cannot read this data."""
     known, needed = experiment.model.vocab_size, prepared.tokenizer.vocab_size
     if known < needed:
-        raise UserError(f"model.vocab_size={known} is smaller than the tokenizer's vocabulary: set model.vocab_size={needed}")
+        raise UserError(
+            f"model.vocab_size={known} is smaller than the tokenizer's vocabulary: set model.vocab_size={needed}"
+        )
     bound = experiment.model.max_positions
     if bound is not None and experiment.data.seq_len > bound:
         raise UserError(f"data.seq_len={experiment.data.seq_len} is longer than model.max_positions={bound}")
@@ -109,7 +111,9 @@ def check_model(experiment: Experiment, prepared):
 class _Loop:
     """The state of `fit` between its steps."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, step: Step, prepared, checkpoints: Checkpoints, report: Silent):
+    def __init__(
+        self, experiment: Experiment, workdir: Path, step: Step, prepared, checkpoints: Checkpoints, report: Silent
+    ):
         self.experiment, self.train, self.workdir, self.step = experiment, experiment.train, workdir, step
         self.prepared, self.checkpoints, self.report = prepared, checkpoints, report
         self.batches = prepared.train(jax.process_index(), jax.process_count())
@@ -247,7 +251,12 @@ class _Loop:
     def _save(self, scores: dict | None):
         if self.done in self.checkpoints.steps():
             return
-        record = {"step": self.done, "tokens": self.tokens, "seconds": self.clock.seconds, "data": self.batches.get_state()}
+        record = {
+            "step": self.done,
+            "tokens": self.tokens,
+            "seconds": self.clock.seconds,
+            "data": self.batches.get_state(),
+        }
         usable = scores if scores and math.isfinite(scores["bits_per_byte"]) else None
         with self.clock.waiting("save_wait"):
             self.checkpoints.save(self.done, self.state, record, usable)
@@ -305,7 +314,9 @@ def _event_writer(workdir: Path, step: int):
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise UserError("train.tensorboard=true needs the package tensorboardX: pip install 'jaxeff[tensorboard]'") from None
+        raise UserError(
+            "train.tensorboard=true needs the package tensorboardX: pip install 'jaxeff[tensorboard]'"
+        ) from None
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
 

@@ -48,7 +48,14 @@ class Optim:
     def __post_init__(self):
         lookup(OPTIMIZERS, self.name, "optimizer")
         lookup(SCHEDULES, self.schedule, "schedule")
-        for name, low, high in (("warmup", 0, 1), ("final", 0, 1), ("decay", 0, 1), ("b1", 0, 1), ("b2", 0, 1), ("ema", 0, 1)):
+        for name, low, high in (
+            ("warmup", 0, 1),
+            ("final", 0, 1),
+            ("decay", 0, 1),
+            ("b1", 0, 1),
+            ("b2", 0, 1),
+            ("ema", 0, 1),
+        ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"Optim.{name} must lie in {low}..{high}, found {value}")

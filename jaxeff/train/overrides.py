@@ -70,7 +70,9 @@ def _apply(old, change: _Change, kind, path: str, root, registry=None):
     for name, inner in change.inner.items():
         here = f"{path}.{name}" if path else name
         if name not in names:
-            raise UserError(f"--set {here}: {type(value).__name__} has no field {name!r}; {_suggest(name, names, root)}")
+            raise UserError(
+                f"--set {here}: {type(value).__name__} has no field {name!r}; {_suggest(name, names, root)}"
+            )
         known = REGISTRIES.get((type(value), name))
         new[name] = _apply(getattr(value, name), inner, hints[name], here, root, known)
     try:
@@ -82,7 +84,9 @@ def _apply(old, change: _Change, kind, path: str, root, registry=None):
 
 def _fresh(cls: type, change: _Change, path: str, root):
     """A class with its defaults; a field without one must be set too."""
-    needed = [f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING]
+    needed = [
+        f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING
+    ]
     hints = typing.get_type_hints(cls)
     for name in needed:
         if name not in change.inner:

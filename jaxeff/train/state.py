@@ -46,7 +46,9 @@ def init_state(params, tx, *, ema: bool, scaled: bool, seed: jax.Array, lr: jax.
     """
     # Distinct buffers: the state is donated, and one buffer cannot be given away twice.
     zero = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    scale = DynamicScale(fin_steps=jnp.zeros((), jnp.int32), scale=jnp.full((), 2.0**16, jnp.float32)) if scaled else None
+    scale = (
+        DynamicScale(fin_steps=jnp.zeros((), jnp.int32), scale=jnp.full((), 2.0**16, jnp.float32)) if scaled else None
+    )
     average = jax.tree.map(jnp.copy, params) if ema else None
     return State(zero[0], params, tx.init(params), average, scale, zero[1], zero[2], lr, steps, seed)
 

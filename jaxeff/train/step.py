@@ -140,10 +140,21 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
             skipped=state.skipped + failed,
             bad=(state.bad + 1) * failed,
         )
-        metrics = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "n_targets": n, "skipped": new.skipped, "bad": new.bad}
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "n_targets": n,
+            "skipped": new.skipped,
+            "bad": new.bad,
+        }
         return new, metrics
 
-    scalars = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    scalars = (
+        jax.ShapeDtypeStruct((), jnp.uint32),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
     shapes = jax.eval_shape(fresh, abstract(specs, dtype), *scalars)
     laid = state_shardings(shapes, specs, mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
@@ -156,7 +167,9 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
 
     return Step(
         init=initial,
-        step=jax.jit(step, in_shardings=(laid, batch_sharding(mesh)), out_shardings=(laid, replicated), donate_argnums=0),
+        step=jax.jit(
+            step, in_shardings=(laid, batch_sharding(mesh)), out_shardings=(laid, replicated), donate_argnums=0
+        ),
         abstract=target,
         mesh=mesh,
     )

@@ -1,8 +1,8 @@
 """What a workdir remembers beside its checkpoints, and who may write to it.
 
-    run.json         resolved config, package versions, git state, device, fingerprint of the corpus; one entry per start
-    metrics.jsonl    one object per logged step, each step once
-    lock             held by the process that trains here
+run.json         resolved config, package versions, git state, device, fingerprint of the corpus; one entry per start
+metrics.jsonl    one object per logged step, each step once
+lock             held by the process that trains here
 """
 
 import contextlib
@@ -26,7 +26,17 @@ from jaxeff.core.errors import UserError
 from jaxeff.train.checkpoint import refusals
 from jaxeff.train.experiment import CONFIG_MODULE, FREE, Experiment, diff, from_json, to_json
 
-PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "sentencepiece",
+)
 
 
 @contextlib.contextmanager
@@ -78,7 +88,9 @@ def stored_experiment(workdir) -> Experiment:
     """The experiment that was trained in `workdir`. Raises UserError when there is none."""
     run = read_run(workdir)
     if run is None:
-        raise UserError(f"{workdir} holds no training run (no run.json); train first: jaxeff train CONFIG --workdir {workdir}")
+        raise UserError(
+            f"{workdir} holds no training run (no run.json); train first: jaxeff train CONFIG --workdir {workdir}"
+        )
     for name, source in run.get("config_sources", {}).items():
         # Classes that the config file itself defined.
         if name not in sys.modules:
@@ -147,7 +159,9 @@ def git(folder: Path = Path(jaxeff.__file__).parent) -> dict[str, Any] | None:
     """{"commit", "changed": files that differ from it} of the repository around `folder`; None where there is none."""
 
     def ask(*args):
-        return subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
 
     try:
         return {"commit": ask("rev-parse", "HEAD").strip(), "changed": ask("status", "--porcelain", ".").splitlines()}

@@ -8,7 +8,10 @@ from jaxeff.core.spec import Constant, Normal, Spec, fan_in, ones, residual, zer
 
 SPECS = {
     "a": Spec((64, 32), ("embed", "mlp")),
-    "b": {"c": Spec((8, 4, 64), ("heads", "head_dim", "embed"), residual, n_in=2), "scale": Spec((64,), ("embed",), ones)},
+    "b": {
+        "c": Spec((8, 4, 64), ("heads", "head_dim", "embed"), residual, n_in=2),
+        "scale": Spec((64,), ("embed",), ones),
+    },
 }
 
 

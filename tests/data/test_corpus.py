@@ -27,7 +27,7 @@ def test_shares_are_about_those_asked_for():
 @given(st.permutations(range(60)), st.integers(1, 60))
 def test_neither_order_nor_name_nor_other_documents_move_one(order, n):
     all_of_them = {d.text: name for name, part in split(DOCUMENTS[:60], 0.2, 0.2).items() for d in part}
-    some = [Document(f"renamed/{i}", DOCUMENTS[i].text) for i in order][:n + 20]
+    some = [Document(f"renamed/{i}", DOCUMENTS[i].text) for i in order][: n + 20]
     for name, part in split(some, 0.2, 0.2).items():
         assert all(all_of_them[document.text] == name for document in part)
 
@@ -40,7 +40,7 @@ def test_equal_documents_are_on_the_same_side():
 
 @given(st.integers(3, 12), st.integers(0, 280))
 def test_no_split_stays_empty(n, start):
-    splits = split(DOCUMENTS[start:start + n], 0.01, 0.01)
+    splits = split(DOCUMENTS[start : start + n], 0.01, 0.01)
     assert set(splits) == {"train", "validation", "test"} and all(splits.values())
     assert sum(map(len, splits.values())) == n
 
@@ -66,8 +66,9 @@ def test_a_larger_budget_adds_to_a_smaller_one():
 
 def test_what_is_written_is_read_back_every_document_once(tmp_path, capsys):
     stages = []
-    corpus = prepare_corpus(Grammar(40), tmp_path, valid_fraction=0.1, test_fraction=0.1,
-                            report=lambda *stage: stages.append(stage))
+    corpus = prepare_corpus(
+        Grammar(40), tmp_path, valid_fraction=0.1, test_fraction=0.1, report=lambda *stage: stages.append(stage)
+    )
     assert corpus.splits == ("train", "validation", "test")
     read = {name: list(corpus.texts(name)) for name in corpus.splits}
     assert sorted(sum(read.values(), [])) == sorted(d.text for d in Grammar(40).documents(silent))

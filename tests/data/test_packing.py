@@ -32,7 +32,7 @@ def test_segments_are_contiguous_numbered_from_one_and_padded_at_the_end(lengths
     _, segment_ids_BT = pack(*documents(lengths), row_length)
     for row_T in segment_ids_BT.astype(int):
         used = row_T[row_T > 0]
-        assert np.array_equal(row_T[:len(used)], used)
+        assert np.array_equal(row_T[: len(used)], used)
         assert used[0] == 1 and set(np.diff(used)) <= {0, 1}
 
 
@@ -79,7 +79,11 @@ def test_an_example_by_hand():
     assert packed["positions"].tolist() == [[0, 1, 2, 0, 1, 0]]
     assert packed["loss_mask"].tolist() == [[1, 1, 0, 1, 0, 0]]
     assert {name: x.dtype for name, x in packed.items()} == {
-        "tokens": np.int32, "segment_ids": np.int32, "positions": np.int32, "loss_mask": np.float32}
+        "tokens": np.int32,
+        "segment_ids": np.int32,
+        "positions": np.int32,
+        "loss_mask": np.float32,
+    }
 
 
 def test_the_order_of_rows_depends_on_the_seed_alone():

@@ -34,13 +34,16 @@ def equal(a: dict, b: dict) -> bool:
 def test_a_batch_is_what_the_model_is_given():
     batch = next(train())
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
-        "tokens": ((4, T), np.int32), "segment_ids": ((4, T), np.int32), "positions": ((4, T), np.int32),
-        "loss_mask": ((4, T), np.float32)}
+        "tokens": ((4, T), np.int32),
+        "segment_ids": ((4, T), np.int32),
+        "positions": ((4, T), np.int32),
+        "loss_mask": ((4, T), np.float32),
+    }
 
 
 def test_every_row_once_an_epoch_in_another_order_each_time():
     stream = sum(take(train(), 33), [])
-    epochs = [stream[i * N_ROWS:(i + 1) * N_ROWS] for i in range(6)]
+    epochs = [stream[i * N_ROWS : (i + 1) * N_ROWS] for i in range(6)]
     assert all(sorted(epoch) == list(range(N_ROWS)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 6
 
@@ -76,11 +79,16 @@ def test_resuming_anywhere_gives_the_same_batches_across_epochs():
         assert all(equal(next(again), batch) for batch in seen[n:])
 
 
-@pytest.mark.parametrize(("field", "changed"), [
-    ("batch_size", {"batch_size": 8}), ("process_count", {"process_count": 2}), ("seed", {"seed": 1}),
-    ("fingerprint", {"fingerprint": "g"}),
-    ("seq_len", {"rows": Rows(ROWS.tokens_BT[:, :2], ROWS.segment_ids_BT[:, :2])}),
-])
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("batch_size", {"batch_size": 8}),
+        ("process_count", {"process_count": 2}),
+        ("seed", {"seed": 1}),
+        ("fingerprint", {"fingerprint": "g"}),
+        ("seq_len", {"rows": Rows(ROWS.tokens_BT[:, :2], ROWS.segment_ids_BT[:, :2])}),
+    ],
+)
 def test_a_state_of_other_data_is_refused(field, changed):
     state = train().get_state()
     other = train(**changed)

@@ -27,8 +27,10 @@ def jsonl(path, *lines):
 
 
 def test_docstrings_in_the_order_of_the_file():
-    source = b'"""Module."""\nclass A:\n    """A."""\n    def f(self):\n        """f.\n\n        More."""\nif 1:\n' \
-             b'    async def g():\n        "g."\n'
+    source = (
+        b'"""Module."""\nclass A:\n    """A."""\n    def f(self):\n        """f.\n\n        More."""\nif 1:\n'
+        b'    async def g():\n        "g."\n'
+    )
     assert docstrings(source) == "Module.\n\nA.\n\nf.\n\nMore.\n\ng."
     assert docstrings(b"def broken(:") == ""
 
@@ -65,8 +67,12 @@ def test_files_folders_gzip_and_json_lines(tmp_path):
     lone = tmp_path / "README"
     lone.write_text("\ufefffive")
     assert documents(text([folder, lone], field="body")) == {
-        "corpus/a.txt": "one\n", "corpus/deep/b.txt.gz": "zwei\r\n é", "corpus/c.jsonl.gz:1": "three",
-        "corpus/c.jsonl.gz:3": "four", "README": "five"}
+        "corpus/a.txt": "one\n",
+        "corpus/deep/b.txt.gz": "zwei\r\n é",
+        "corpus/c.jsonl.gz:1": "three",
+        "corpus/c.jsonl.gz:3": "four",
+        "README": "five",
+    }
 
 
 def test_fingerprint_follows_content_and_names_not_the_place(tmp_path):
@@ -104,13 +110,16 @@ def test_pieces_end_at_blank_lines_then_lines_then_words():
     assert cut("abcdef", 4) == ["abcd", "ef"]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ({"txt": "x"}, r"f\.jsonl:1: no field 'text'; did you mean 'txt'"),
-    ("{broken", r"f\.jsonl:1: not JSON"),
-    ("[1]", r"f\.jsonl:1: expected a JSON object.*list"),
-    ({"text": 3}, r"f\.jsonl:1: the field 'text' must hold text, not int"),
-    ('{"text": "\\ud800"}', r"f\.jsonl:1: .*surrogate"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"txt": "x"}, r"f\.jsonl:1: no field 'text'; did you mean 'txt'"),
+        ("{broken", r"f\.jsonl:1: not JSON"),
+        ("[1]", r"f\.jsonl:1: expected a JSON object.*list"),
+        ({"text": 3}, r"f\.jsonl:1: the field 'text' must hold text, not int"),
+        ('{"text": "\\ud800"}', r"f\.jsonl:1: .*surrogate"),
+    ],
+)
 def test_bad_json_lines_are_named(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         documents(text(jsonl(tmp_path / "f.jsonl", content), field="text"))

@@ -20,9 +20,11 @@ def tokenizer(request, tmp_path_factory):
     return config.load(folder)
 
 
-@given(text=st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"])),
-    st.text("the dogs\n\t \u2581\u2585\x00<0x41>/s", max_size=60)))
+@given(
+    text=st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"])), st.text("the dogs\n\t \u2581\u2585\x00<0x41>/s", max_size=60)
+    )
+)
 @example(text="")
 @example(text=" \n  \n\n   leading, trailing   ")
 @example(text="\u2581 is no space, \ufeff\u200b\xa0 \r\n \x85 \u2028 are kept, <s> </s> <0x0A> <unk> <pad> are text")
@@ -73,7 +75,9 @@ def test_the_limits_of_a_vocabulary_are_told_and_true(tmp_path, kind):
         SentencePiece(vocab_size, kind).train(["hello world this is\nsmall"], tmp_path)
         return SentencePiece(vocab_size, kind).load(tmp_path).vocab_size
 
-    with pytest.raises(UserError, match=rf"{kind} vocabulary of 1024 is larger .* largest possible vocab_size is") as large:
+    with pytest.raises(
+        UserError, match=rf"{kind} vocabulary of 1024 is larger .* largest possible vocab_size is"
+    ) as large:
         train(1024)
     largest = int(str(large.value).split()[-1])
     assert train(largest) == largest

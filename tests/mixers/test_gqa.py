@@ -20,7 +20,9 @@ def run(mixer, x_BTD, split):
 
 
 @pytest.mark.parametrize(
-    ("make", "heads"), [(GQA, (8, 2)), (MHA, (8, 8)), (MQA, (8, 1)), (SlidingWindow, (8, 2))], ids=["gqa", "mha", "mqa", "window"]
+    ("make", "heads"),
+    [(GQA, (8, 2)), (MHA, (8, 8)), (MQA, (8, 1)), (SlidingWindow, (8, 2))],
+    ids=["gqa", "mha", "mqa", "window"],
 )
 def test_sizes_derive_from_the_width(make, heads):
     mixer = make(d_model=256)

@@ -73,7 +73,10 @@ def test_quickstart_loads():
         ("def config():\n    return undefined\n", ":2: NameError"),
         ("\nx = 1 / 0\n", ":2: ZeroDivisionError"),
         ("from jaxeff.models import LM\n\ndef config():\n    return LM(10, widht=3)\n", ":4: TypeError"),
-        ("from jaxeff.models import LM\n\ndef config():\n    return LM(10, pattern=('gqq',))\n", ":4: no mixer is called 'gqq'"),
+        (
+            "from jaxeff.models import LM\n\ndef config():\n    return LM(10, pattern=('gqq',))\n",
+            ":4: no mixer is called 'gqq'",
+        ),
         ("from jaxeff.models import LM\n\ndef config():\n    return LM(0)\n", ":4: LM.vocab_size must be at least 1"),
     ],
 )

@@ -13,7 +13,16 @@ from jaxeff.train.workdir import read_metrics
 from tests.train.tiny import CONFIG, command, environment, repeated, run
 
 N_KILLS = 20
-SET = ["--set", "train.steps=200", "--set", "train.save_every=3", "--set", "train.eval_every=30", "--set", "train.eval_batches=1"]
+SET = [
+    "--set",
+    "train.steps=200",
+    "--set",
+    "train.save_every=3",
+    "--set",
+    "train.eval_every=30",
+    "--set",
+    "train.eval_batches=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,9 @@ def whole(folder):
 
 def begin(folder: Path, workdir: str) -> subprocess.Popen:
     words = command("train", "tiny.py", "--workdir", workdir, *SET)
-    return subprocess.Popen(words, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def until(process: subprocess.Popen, happened, patience: float = 90.0):
@@ -83,7 +94,10 @@ def test_killed_twenty_times(folder, whole):
     assert repeated(lines) == repeated(whole)
     starts = json.loads((workdir / "run.json").read_text())["starts"]
     assert len({start["step"] for start in starts}) > 5, "it did get on between the kills"
-    sums = [json.loads((folder / w / "checkpoints/00000200/record/metadata").read_text())["checksum"] for w in ("whole", "killed")]
+    sums = [
+        json.loads((folder / w / "checkpoints/00000200/record/metadata").read_text())["checksum"]
+        for w in ("whole", "killed")
+    ]
     assert sums[0] == sums[1], "parameters, moments and the rest, bit for bit"
 
 
@@ -95,7 +109,9 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, whole):
     assert process.returncode == 0 and not err, err
     last = out.splitlines()[-1]
     step = read_metrics(folder / "asked to stop")[-1]["step"]
-    assert last.startswith(f"stopped and saved at step {step} of 200; to go on: jaxeff train tiny.py --workdir 'asked to stop'")
+    assert last.startswith(
+        f"stopped and saved at step {step} of 200; to go on: jaxeff train tiny.py --workdir 'asked to stop'"
+    )
     done = run(folder, "train", "tiny.py", "--workdir", "asked to stop", *SET)
     assert f"going on from step {step} of 200" in done.stdout
     assert repeated(read_metrics(folder / "asked to stop")) == repeated(whole)

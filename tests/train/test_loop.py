@@ -42,9 +42,13 @@ def test_metrics_hold_every_target_token(whole, prepared):
 
 def test_validation_is_evaluate(whole, prepared):
     e, result = experiment(), whole[0]
-    found = evaluate(e.model, result.state.weights, prepared.eval("validation"), prepared.tokenizer.token_bytes, limit=2)
+    found = evaluate(
+        e.model, result.state.weights, prepared.eval("validation"), prepared.tokenizer.token_bytes, limit=2
+    )
     assert found["bits_per_byte"] == result.bits_per_byte
-    assert math.log2(math.e) * found["loss"] * found["n_tokens"] / found["n_bytes"] == pytest.approx(found["bits_per_byte"])
+    assert math.log2(math.e) * found["loss"] * found["n_tokens"] / found["n_bytes"] == pytest.approx(
+        found["bits_per_byte"]
+    )
 
 
 def test_position_in_other_batches_is_refused(prepared):
@@ -68,7 +72,9 @@ def test_weights_of_a_model_of_other_sizes(whole, prepared, tmp_path):
 
 
 def test_weights_of_another_run_on_a_mesh(whole, prepared, tmp_path):
-    result = fit(experiment(f"train.init_from={whole[1]}", "mesh.fsdp=2"), tmp_path, prepared=prepared, stop=stop_after(1))
+    result = fit(
+        experiment(f"train.init_from={whole[1]}", "mesh.fsdp=2"), tmp_path, prepared=prepared, stop=stop_after(1)
+    )
     assert result.lines[0]["loss"] < whole[0].lines[0]["loss"] - 0.1
 
 

@@ -104,7 +104,9 @@ def test_muon_orthogonalises_each_layer():
     for layer in np.asarray(updates["layer"]["q"]).reshape(2, 4, 6):
         s = np.linalg.svd(layer, compute_uv=False)
         assert s.max() / s.min() < 2
-    assert np.array_equal(np.sign(updates["embed"]), np.sign(grads["embed"])) and np.ptp(np.abs(updates["embed"])) < 1e-4
+    assert (
+        np.array_equal(np.sign(updates["embed"]), np.sign(grads["embed"])) and np.ptp(np.abs(updates["embed"])) < 1e-4
+    )
 
 
 def curve(total=100, **fields):
@@ -124,7 +126,9 @@ def test_schedules():
     }
     assert expected.keys() == SCHEDULES.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(curve(schedule=name, warmup=0.1, final=0.2, decay=0.3), values, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            curve(schedule=name, warmup=0.1, final=0.2, decay=0.3), values, atol=2e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -43,7 +43,11 @@ def test_bars_on_a_terminal():
         for step in (1, 2):
             report.step(step, 2, LINE | {"loss": None, "bits_per_byte": 1.25})
         report.say("[not markup]")
-    assert "loss not finite" in out.getvalue() and "1.2500 bits per byte" in out.getvalue() and "[not markup]" in out.getvalue()
+    assert (
+        "loss not finite" in out.getvalue()
+        and "1.2500 bits per byte" in out.getvalue()
+        and "[not markup]" in out.getvalue()
+    )
 
 
 @pytest.mark.parametrize("report", [Silent(), Lines(io.StringIO())])

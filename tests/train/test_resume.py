@@ -169,7 +169,9 @@ def test_all_checkpoints_damaged(prepared, tmp_path):
 
 def test_the_best_checkpoint_is_kept(prepared, tmp_path):
     """A learning rate that ruins what was learnt: the best is not among the newest."""
-    e = experiment("train.steps=12", "train.eval_every=2", "train.save_every=2", "train.keep=2", "optim.lr=3", "optim.warmup=1")
+    e = experiment(
+        "train.steps=12", "train.eval_every=2", "train.save_every=2", "train.keep=2", "optim.lr=3", "optim.warmup=1"
+    )
     lines = fit(e, tmp_path, prepared=prepared).lines
     scores = {line["step"]: line["bits_per_byte"] for line in lines if "bits_per_byte" in line}
     best = min(scores, key=scores.get)
@@ -189,7 +191,9 @@ def test_in_use(prepared, tmp_path):
 
 def test_another_config(prepared, tmp_path):
     fit(experiment(), tmp_path, prepared=prepared, stop=stop_after(1))
-    with pytest.raises(UserError, match=r"another config \(.*d_hidden: 32 there, 48 now, optim.lr: 0.01 there, 0.5 now\)"):
+    with pytest.raises(
+        UserError, match=r"another config \(.*d_hidden: 32 there, 48 now, optim.lr: 0.01 there, 0.5 now\)"
+    ):
         fit(experiment("optim.lr=0.5", "model.pattern.0.mlp.d_hidden=48"), tmp_path, prepared=prepared)
     # What changes no number may change.
     free = experiment("train.log_every=3", "train.save_every=none", "train.keep=5", "train.eval_batches=1")
@@ -214,7 +218,11 @@ def test_record_of_the_run(whole, prepared, tmp_path):
     run = read_run(tmp_path)
     assert run["config"]["train"]["steps"] == 1 and run["corpus"] == prepared.fingerprint
     start = run["starts"][0]
-    assert start["packages"]["jax"] and start["device"].startswith("1 x ") and start.keys() >= {"git", "python", "command", "mesh"}
+    assert (
+        start["packages"]["jax"]
+        and start["device"].startswith("1 x ")
+        and start.keys() >= {"git", "python", "command", "mesh"}
+    )
 
 
 def test_loss_that_stays_nonfinite(prepared, tmp_path):

@@ -44,8 +44,7 @@ def test_first_loss_is_the_mean_over_targets():
     logits_BTV, _ = apply_model(e.model, params, jnp.asarray(batch["tokens"]), None, ctx)
     logp_BTV = jax.nn.log_softmax(logits_BTV)
     nll = -sum(
-        float(logp_BTV[b, t, batch["tokens"][b, t + 1]])
-        for b, t in zip(*np.nonzero(batch["loss_mask"]), strict=True)
+        float(logp_BTV[b, t, batch["tokens"][b, t + 1]]) for b, t in zip(*np.nonzero(batch["loss_mask"]), strict=True)
     )
     assert found[0] == pytest.approx(nll / batch["loss_mask"].sum(), rel=1e-5)
 
@@ -161,7 +160,10 @@ def test_initial_state_is_the_same_on_any_mesh():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("mesh.data=3",), "batch_size=4 is not divisible by train.accumulate=1 x mesh data=3 x fsdp=1; the nearest that is: 3"),
+        (
+            ("mesh.data=3",),
+            "batch_size=4 is not divisible by train.accumulate=1 x mesh data=3 x fsdp=1; the nearest that is: 3",
+        ),
         (("train.accumulate=3",), "train.accumulate=3"),
         (("train.accumulate=4", "mesh.fsdp=2"), "the nearest that is: 8"),
         (("mesh.data=2", "mesh.tensor=4"), "needs 8 devices; there are 4"),

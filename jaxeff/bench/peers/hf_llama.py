@@ -22,12 +22,21 @@ class Trainer:
     def __init__(self, *, d_model, n_layers, n_heads, n_kv_heads, d_hidden, vocab_size, batch, time, dtype, **_):
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
-            hidden_size=d_model, num_hidden_layers=n_layers, num_attention_heads=n_heads,
-            num_key_value_heads=n_kv_heads, intermediate_size=d_hidden, vocab_size=vocab_size,
-            max_position_embeddings=time, tie_word_embeddings=True, use_cache=False, attn_implementation="sdpa")
+            hidden_size=d_model,
+            num_hidden_layers=n_layers,
+            num_attention_heads=n_heads,
+            num_key_value_heads=n_kv_heads,
+            intermediate_size=d_hidden,
+            vocab_size=vocab_size,
+            max_position_embeddings=time,
+            tie_word_embeddings=True,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
         self.model = transformers.LlamaForCausalLM(config).train()
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+            self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
         self.tokens = torch.randint(0, vocab_size, (batch, time))
         self.dtype = None if dtype == "float32" else getattr(torch, dtype)
 
@@ -61,8 +70,13 @@ def serve(lines, answer):
         do, name = request.pop("do"), request.pop("name", "")
         if do == "setup":
             trainers[name] = Trainer(**request)
-            answer({"n_params": trainers[name].count(), "threads": torch.get_num_threads(),
-                    "versions": {"torch": torch.__version__, "transformers": transformers.__version__}})
+            answer(
+                {
+                    "n_params": trainers[name].count(),
+                    "threads": torch.get_num_threads(),
+                    "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+                }
+            )
         elif do == "step":
             start = time.perf_counter()
             loss = trainers[name].step()
