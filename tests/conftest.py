@@ -7,6 +7,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
 
+import jaxeff  # noqa: E402, F401  the flags that it adds must be there before a backend starts
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Programs here run for milliseconds and compile for seconds: the same programs, compiled quickly.
