@@ -2,8 +2,14 @@
 
     S_t = diag(a_t) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t        a_t in [0, 1], given as log a_t <= 0
 
-B batch, T time, H heads, C key dim, E value dim, N chunks, I and J times within a chunk; A is C for a gate per key channel
-and 1 for one per head.
+or, with a bonus u (RWKV-6; Peng et al. 2024, "Eagle and Finch"), read before the token is added and before its decay, the token
+itself weighted per channel:
+
+    o_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t
+
+B batch, T time, H heads, C key dim, E value dim, N chunks, I and J times within a chunk; A is C for a gate per key channel and
+1 for one per head. The heads share q and k in G groups (Mamba-2's B and C): head h reads group h // (H / G). Inside, q and k
+have H heads or a single one, which broadcasts, so that products of q and k alone are computed once; several groups are mapped.
 
 The chunked form (Hua et al. 2022; Yang et al. 2023, "Gated linear attention") turns the recurrence into matrix products: pairs
 (i, j) within a chunk are weighted by exp(log a_{j+1} + ... + log a_i), and the state carries what lies before the chunk. With
@@ -11,6 +17,9 @@ g the cumulative sum of log a, the usual weights exp(g_i) exp(-g_j) overflow for
 digits to cancellation. Here a chunk is halved again and again: for i in the right and j in the left half of a block, the sum
 is (from the middle to i) + (from j to the middle), both of them sums of non-positive terms. No difference is ever taken, in
 the gradient neither, so that any gate is safe, also a = 0: that is how a reset enters.
+
+With a bonus the sums end before i. They are the plain form's on k, v and a that lag one token behind q, since the state before
+token t is the one after token t - 1: nothing needs to be taken off again.
 """
 
 import functools
@@ -25,12 +34,13 @@ RESET = -1e30
 
 
 def gated_linear(
-    q_BTHC: jax.Array,
-    k_BTHC: jax.Array,
+    q_BTGC: jax.Array,
+    k_BTGC: jax.Array,
     v_BTHE: jax.Array,
     log_a: jax.Array | None = None,
     state_BHCE: jax.Array | None = None,
     reset_BT: jax.Array | None = None,
+    bonus_HC: jax.Array | None = None,
     *,
     impl: str | None = None,
     chunk: int = 64,
@@ -38,76 +48,122 @@ def gated_linear(
 ) -> tuple[jax.Array, jax.Array]:
     """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout.
 
-    log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where the state is
-    zeroed before token t. A token with k = 0 and log a = 0 leaves the state as it was.
+    q, k: G divides H. log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where
+    the state is zeroed before token t, so that with a bonus o_t does not read it either. bonus_HC: u; None is the form without.
+    A token with k = 0 and log a = 0 leaves the state as it was.
     impl: "chunk" (default) or "reference". chunk: a power of two; time C + E + chunk per token, memory chunk per token.
     recompute: keep nothing but the arguments between forward and backward, states and weights are computed again; False is for
     callers that wrap more than this in `jax.checkpoint` themselves.
 
     Raises ValueError for shapes that disagree and a chunk that is no power of two.
     """
-    state_BHCE = _check(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, chunk)
-    if lookup(IMPLS, impl or "chunk", "form of gated_linear") is gated_linear_reference:
-        return gated_linear_reference(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT)
-    T = q_BTHC.shape[1]
-    if T == 1:
-        step = [None if x is None else x[:, 0] for x in (q_BTHC, k_BTHC, v_BTHE, _gates(log_a, reset_BT))]
-        state_BHCE, o_BHE = _step(state_BHCE, step)
-        return o_BHE[:, None].astype(q_BTHC.dtype), state_BHCE
-    size = min(chunk, 1 << (T - 1).bit_length())
-    run = functools.partial(_chunked, size=size)
-    return (jax.checkpoint(run) if recompute else run)(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT)
+    form = lookup(IMPLS, impl or "chunk", "form of gated_linear")
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"gated_linear: chunk must be a power of two, found {chunk}")
+    T = q_BTGC.shape[1]
+    if form is gated_linear_reference:
+        run = _scan
+    elif T == 1:
+        run = _single
+    else:
+        run = functools.partial(_chunked if bonus_HC is None else _lagging, size=min(chunk, 1 << (T - 1).bit_length()))
+        run = jax.checkpoint(run) if recompute else run
+    return _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
 
 
-def gated_linear_reference(q_BTHC, k_BTHC, v_BTHE, log_a=None, state_BHCE=None, reset_BT=None):
+def gated_linear_reference(q_BTGC, k_BTGC, v_BTHE, log_a=None, state_BHCE=None, reset_BT=None, bonus_HC=None):
     """The recurrence as a scan over time; arguments and results as for `gated_linear`."""
-    state_BHCE = _check(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT)
-    steps = [x if x is None else jnp.moveaxis(x, 1, 0) for x in (q_BTHC, k_BTHC, v_BTHE, _gates(log_a, reset_BT))]
-    state_BHCE, o_TBHE = jax.lax.scan(_step, state_BHCE, steps)
-    return jnp.moveaxis(o_TBHE, 0, 1).astype(q_BTHC.dtype), state_BHCE
+    return _in_groups(_scan, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
 
 
-def _check(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, chunk=1):
-    """The state in float32, zero if None."""
-    B, T, H, C = q_BTHC.shape
-    E = v_BTHE.shape[-1]
+def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
+    """`form`, for which q and k have H heads or one, on all groups; shapes checked, the state in float32."""
+    _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
+    (B, T, G, C), (H, E) = q_BTGC.shape, v_BTHE.shape[2:]
+    state_BHCE = jnp.zeros((B, H, C, E), jnp.float32) if state_BHCE is None else state_BHCE.astype(jnp.float32)
+    args, axes = (q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC), (2, 2, 2, 2, 1, None, 0)
+    if G in (1, H):
+        o_BTHE, state_BHCE = form(*args)
+    else:
+
+        def split(x, axis):
+            return x if x is None or axis is None else x.reshape(*x.shape[:axis], G, -1, *x.shape[axis + 1 :])
+
+        o_BTGRE, state_BGRCE = jax.vmap(form, axes, (2, 1))(*map(split, args, axes))
+        o_BTHE, state_BHCE = o_BTGRE.reshape(B, T, H, E), state_BGRCE.reshape(B, H, C, E)
+    return o_BTHE.astype(q_BTGC.dtype), state_BHCE
+
+
+def _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
+    for name, x in {"q": q_BTGC, "v": v_BTHE}.items():
+        if x.ndim != 4:
+            raise ValueError(f"gated_linear: {name} has shape {x.shape}, expected [batch, time, heads, channels]")
+    (B, T, G, C), (H, E) = q_BTGC.shape, v_BTHE.shape[2:]
     expected = {
-        "k": (k_BTHC, [(B, T, H, C)]),
+        "k": (k_BTGC, [(B, T, G, C)]),
         "v": (v_BTHE, [(B, T, H, E)]),
         "log_a": (log_a, [(B, T, H), (B, T, H, C)]),
         "state": (state_BHCE, [(B, H, C, E)]),
         "reset": (reset_BT, [(B, T)]),
+        "bonus": (bonus_HC, [(H, C)]),
     }
     for name, (x, shapes) in expected.items():
         if x is not None and x.shape not in shapes:
             raise ValueError(f"gated_linear: {name} has shape {x.shape}, expected {' or '.join(map(str, shapes))}")
-    if chunk < 1 or chunk & (chunk - 1):
-        raise ValueError(f"gated_linear: chunk must be a power of two, found {chunk}")
-    return jnp.zeros((B, H, C, E), jnp.float32) if state_BHCE is None else state_BHCE.astype(jnp.float32)
+    if H % G:
+        raise ValueError(f"gated_linear: v has shape {v_BTHE.shape}, expected a multiple of the {G} heads of q and k")
 
 
-def _gates(log_a, reset_BT):
-    """log a [B, T, H, A] in float32 with the resets in it; heads and channels that share a gate have size 1. None: a = 1."""
-    if log_a is not None:
-        log_a = log_a.astype(jnp.float32)
-        log_a = log_a[..., None] if log_a.ndim == 3 else log_a
-    if reset_BT is None:
-        return log_a
-    return jnp.where(reset_BT[:, :, None, None], RESET, 0.0 if log_a is None else log_a)
+def _scan(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
+    """(o_BTHE, state), token by token."""
+    tokens_TB = [None if x is None else jnp.moveaxis(x, 1, 0) for x in (q_BTHC, k_BTHC, v_BTHE, log_a, reset_BT)]
+    state_BHCE, o_TBHE = jax.lax.scan(functools.partial(_step, bonus_HC), state_BHCE, tokens_TB)
+    return jnp.moveaxis(o_TBHE, 0, 1), state_BHCE
 
 
-def _step(state_BHCE, token):
+def _single(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
+    """(o_BTHE, state) of the last token alone."""
+    token = [None if x is None else x[:, -1] for x in (q_BTHC, k_BTHC, v_BTHE, log_a, reset_BT)]
+    state_BHCE, o_BHE = _step(bonus_HC, state_BHCE, token)
+    return o_BHE[:, None], state_BHCE
+
+
+def _with_channels(log_a, v):
+    """log a [..., H, A], where v is [..., H, E]; None stays None."""
+    return None if log_a is None else log_a.reshape(*v.shape[:-1], -1)
+
+
+def _step(bonus_HC, state_BHCE, token):
     """One token of the recurrence: (new state, o_BHE)."""
-    q_BHC, k_BHC, v_BHE, log_a_BHA = token
-    q_BHC, k_BHC, v_BHE = (x.astype(jnp.float32) for x in (q_BHC, k_BHC, v_BHE))
-    if log_a_BHA is not None:
-        state_BHCE = jnp.exp(log_a_BHA)[..., None] * state_BHCE
-    state_BHCE = state_BHCE + k_BHC[..., None] * v_BHE[:, :, None]
-    return state_BHCE, jnp.einsum("bhce,bhc->bhe", state_BHCE, q_BHC)
+    *token, reset_B = token
+    q_BHC, k_BHC, v_BHE, log_a = (None if x is None else x.astype(jnp.float32) for x in token)
+    log_a_BHA = _with_channels(log_a, v_BHE)
+    if reset_B is not None:
+        state_BHCE = jnp.where(reset_B[:, None, None, None], 0.0, state_BHCE)
+    kept_BHCE = state_BHCE if log_a_BHA is None else jnp.exp(log_a_BHA)[..., None] * state_BHCE
+    new_BHCE = read_BHCE = kept_BHCE + k_BHC[..., None] * v_BHE[:, :, None]
+    if bonus_HC is not None:
+        read_BHCE = state_BHCE + (bonus_HC.astype(jnp.float32)[None] * k_BHC)[..., None] * v_BHE[:, :, None]
+    return new_BHCE, jnp.einsum("bhce,bhc->bhe", read_BHCE, q_BHC)
 
 
-def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, size: int):
-    """All chunks at once, but for the scan that carries the state from one to the next."""
+def _lagging(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, size: int):
+    """The form with a bonus: the chunks on what lags, the token itself, and the last token's step."""
+
+    def lag(x):
+        return None if x is None else jnp.pad(x[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
+
+    before = lag(k)
+    if reset_BT is not None:
+        before = jnp.where(reset_BT[:, :, None, None], 0.0, before)  # a reset forgets the token just before it, too
+    o_BTHE, state_BHCE = _chunked(q, before, lag(v), lag(log_a), state_BHCE, reset_BT, None, size)
+    _, state_BHCE = _single(q, k, v, log_a, state_BHCE, None, None)
+    q, k, v, bonus_HC = (x.astype(jnp.float32) for x in (q, k, v, bonus_HC))
+    return o_BTHE + jnp.einsum("bthc,hc->bth", q * k, bonus_HC)[..., None] * v, state_BHCE
+
+
+def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, _, size: int):
+    """(o_BTHE, state) without bonus: all chunks at once, but for the scan that carries the state from one to the next."""
     T = q_BTHC.shape[1]
 
     def cut(x):
@@ -117,15 +173,18 @@ def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, size: int):
         x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -T % size), (0, 0), (0, 0)))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 3, 1)
 
-    q, k, v = map(cut, (q_BTHC, k_BTHC, v_BTHE))
+    q, k, v, log_a = map(cut, (q_BTHC, k_BTHC, v_BTHE, _with_channels(log_a, v_BTHE)))
+    reset = None if reset_BT is None else cut(reset_BT[:, :, None, None])
     if log_a is None:
-        weights, since, until = _ungated(q, k, None if reset_BT is None else cut(reset_BT[:, :, None, None]), size)
+        weights, since, until = _ungated(q, k, reset, size)
     else:
-        weights, since, until = _gated(q, k, cut(_gates(log_a, reset_BT)), size)
+        weights, since, until = _gated(q, k, log_a if reset is None else jnp.where(reset > 0, RESET, log_a), size)
     o = jnp.einsum("bhnij,bhnje->bhnie", weights, v)
-    if since is not None:
+    # Where heads share q and k but no gate, one per head may as well scale their values: q and k stay single.
+    by_value = since is not None and since.shape[-1] == 1 and since.shape[1] > q.shape[1]
+    if since is not None and not by_value:
         q, k = q * since, k * until
-    added_NBHCE = jnp.einsum("bhnic,bhnie->nbhce", k, v)
+    added_NBHCE = jnp.einsum("bhnic,bhnie->nbhce", k, until * v if by_value else v)
     kept_NBHA1 = None if since is None else jnp.moveaxis(since[..., -1, :, None], 2, 0)
 
     def carry(state_BHCE, chunk):
@@ -134,9 +193,10 @@ def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, size: int):
         return kept_BHCE + added_BHCE, state_BHCE
 
     state_BHCE, entering_NBHCE = jax.lax.scan(carry, state_BHCE, (added_NBHCE, kept_NBHA1))
-    o = o + jnp.einsum("bhnic,nbhce->bhnie", q, entering_NBHCE)
+    read = jnp.einsum("bhnic,nbhce->bhnie", q, entering_NBHCE)
+    o = o + (since * read if by_value else read)
     o_BTHE = jnp.moveaxis(o, 1, 3).reshape(o.shape[0], -1, o.shape[1], o.shape[-1])[:, :T]
-    return o_BTHE.astype(q_BTHC.dtype), state_BHCE
+    return o_BTHE, state_BHCE
 
 
 def _ungated(q, k, reset, size: int):
@@ -165,7 +225,8 @@ def _gated(q, k, log_a, size: int):
     # Within each block of h tokens: sums of log a from its start to token i inclusive, and from after token j to its end.
     before, after = log_a, jnp.zeros_like(log_a)
     # The weights within each block, [..., blocks, h, h]; a token sees itself undecayed.
-    weights = jnp.sum(q * k, axis=-1)[..., None, None] if per_channel else jnp.ones((*log_a.shape[:4], 1, 1))
+    weights = jnp.sum(q * k, axis=-1)[..., None, None] if per_channel else jnp.ones((1,) * 6)
+    weights = jnp.broadcast_to(weights, (*log_a.shape[:4], 1, 1))
     h = 1
     while h < size:
         before_left, before_right = halves(before)

@@ -7,18 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.evaluate.cost import flops
 from jaxeff.ops.gated_linear import gated_linear, gated_linear_reference
 from tests.closeness import assert_close
 
 B, H, C, E = 2, 2, 6, 5
 # Nothing is subtracted in the chunked form, so its error is that of sums of some hundred products, about 3e-7 (printed).
 RMS = 2e-6
+KINDS = ["none", "scalar", "vector"]
 
 
-def arrays(T, kind, seed=0):
-    """q, k, v, log a in [-1, 0] and a state."""
-    r = np.random.default_rng(seed)
-    shapes = dict(q=(B, T, H, C), k=(B, T, H, C), v=(B, T, H, E), state_BHCE=(B, H, C, E))
+def arrays(T, kind, seed=0, H=H, G=None, bonus=False):
+    """q, k of G (or H) heads, v, log a in [-1, 0], a state and, if asked for, a bonus."""
+    r, G = np.random.default_rng(seed), G or H
+    shapes = dict(q=(B, T, G, C), k=(B, T, G, C), v=(B, T, H, E), state_BHCE=(B, H, C, E))
+    shapes |= dict(bonus_HC=(H, C)) if bonus else {}
     made = {name: jnp.asarray(r.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
     gate = {"none": None, "scalar": (B, T, H), "vector": (B, T, H, C)}[kind]
     if gate is not None:
@@ -27,7 +30,7 @@ def arrays(T, kind, seed=0):
 
 
 def call(form, a, reset_BT=None, **options):
-    return form(a["q"], a["k"], a["v"], a.get("log_a"), a["state_BHCE"], reset_BT, **options)
+    return form(a["q"], a["k"], a["v"], a.get("log_a"), a["state_BHCE"], reset_BT, a.get("bonus_HC"), **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -49,7 +52,7 @@ def forward(form, a, reset_BT):
 
 
 def compare(a, reset_BT=None, chunk=16, rms=RMS):
-    weights = arrays(a["q"].shape[1], "none", seed=1)
+    weights = arrays(a["q"].shape[1], "none", seed=1, H=a["v"].shape[2])
     fast = values_and_gradients(fast_form(chunk), a, reset_BT, weights)
     assert_close(fast, values_and_gradients(gated_linear_reference, a, reset_BT, weights), rms)
     return fast
@@ -83,6 +86,107 @@ def test_fast_is_the_reference_without_gates():
     a = arrays(37, "none")
     compare(a)
     compare(a, jnp.asarray(np.random.default_rng(2).uniform(size=(B, 37)) < 0.1))
+
+
+def loop(a, reset_BT=None):
+    """The equations, head by head in float64."""
+    q, k, v, log_a, state, u = (
+        np.asarray(a[name], np.float64) if name in a else None
+        for name in ("q", "k", "v", "log_a", "state_BHCE", "bonus_HC")
+    )
+    o, state = np.zeros(v.shape), state.copy()
+    for b, t, h in np.ndindex(v.shape[:3]):
+        g = h // (v.shape[2] // q.shape[2])
+        before = state[b, h] * (reset_BT is None or not reset_BT[b, t])
+        kv = np.outer(k[b, t, g], v[b, t, h])
+        decay = 1.0 if log_a is None else np.exp(np.broadcast_to(log_a[b, t, h], C))[:, None]
+        state[b, h] = decay * before + kv
+        read = state[b, h] if u is None else before + u[h][:, None] * kv
+        o[b, t, h] = q[b, t, g] @ read
+    return o, state
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_is_the_equations(kind, bonus):
+    a = arrays(9, kind, H=4, G=2, bonus=bonus)
+    resets = np.random.default_rng(2).uniform(size=(B, 9)) < 0.3
+    for reset_BT in (None, resets):
+        reset = None if reset_BT is None else jnp.asarray(reset_BT)
+        assert_close(forward(gated_linear_reference, a, reset), loop(a, reset_BT), RMS)
+
+
+def resets_at(T, *times):
+    """[B, T], True at those times in the first row and, for a difference, one later in the others."""
+    at = np.zeros((B, T), bool)
+    for row in range(B):
+        at[row, [min(t + row, T - 1) for t in times]] = True
+    return jnp.asarray(at)
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+@pytest.mark.parametrize("G", [1, 2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_and_bonus_are_the_reference(kind, G, bonus):
+    # Chunks of 8: resets at the start, at both sides of a chunk's end, inside one and at the last token.
+    a = arrays(29, kind, H=4, G=G, bonus=bonus)
+    if G == 2:
+        compare(a, None, chunk=8)
+    compare(a, resets_at(29, 0, 7, 8, 12, 15, 28), chunk=8)
+
+
+@pytest.mark.parametrize("log_a", [-1e-4, -50.0, -1e30])
+@pytest.mark.parametrize("kind", ["scalar", "vector"])
+def test_bonus_with_weak_strong_and_zero_gates(kind, log_a):
+    a = arrays(29, kind, H=4, G=2, bonus=True)
+    # Every third gate is moderate: between strong ones it counts, and its gradient has digits only if sums are exclusive.
+    strength = jnp.where(jnp.arange(29) % 3 == 0, 1.0, -log_a).reshape(1, 29, *[1] * (a["log_a"].ndim - 2))
+    fast = compare(a | {"log_a": a["log_a"] * strength}, resets_at(29, 8, 20), chunk=8)
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(fast))
+
+
+def test_bonus_reads_the_state_undecayed_whatever_the_own_gate():
+    # The gate of a token acts after the token has read: strong or not, o_t alone does not tell.
+    a = arrays(16, "vector", bonus=True)
+    forget = a | {"log_a": a["log_a"].at[:, 5].set(-1e30)}
+    (o, _), (o_forget, _) = forward(fast_form(8), a, None), forward(fast_form(8), forget, None)
+    assert jnp.array_equal(o[:, :6], o_forget[:, :6]) and not jnp.allclose(o[:, 6:], o_forget[:, 6:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bonus_after_a_reset_is_the_token_alone(kind):
+    a = arrays(13, kind, H=4, G=2, bonus=True)
+    for t in (0, 3, 4, 12):
+        o, _ = forward(fast_form(4), a, resets_at(13, t))
+        q, k = (jnp.repeat(a[n][0, t], 2, axis=0) for n in "qk")
+        assert_close(o[0, t], jnp.sum(q * a["bonus_HC"] * k, axis=-1, keepdims=True) * a["v"][0, t], RMS)
+
+
+@pytest.mark.parametrize(("T", "G", "kind"), [(1, 1, "none"), (1, 2, "vector"), (2, 4, "scalar"), (3, 1, "vector")])
+def test_short_with_groups_and_bonus(T, G, kind):
+    for reset_BT in (None, resets_at(T, 0)):
+        compare(arrays(T, kind, H=4, G=G, bonus=True), reset_BT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_halves_with_groups_and_bonus_are_the_whole(kind):
+    a, reset_BT = arrays(23, kind, H=4, G=2, bonus=True), resets_at(23, 3, 11)
+    pieces, state = [], a["state_BHCE"]
+    for part in (slice(0, 11), slice(11, 12), slice(12, 23)):
+        piece = {n: x[:, part] if n in ("q", "k", "v", "log_a") else x for n, x in a.items()}
+        o, state = forward(fast_form(8), piece | {"state_BHCE": state}, reset_BT[:, part])
+        pieces.append(o)
+    assert_close((jnp.concatenate(pieces, axis=1), state), forward(gated_linear_reference, a, reset_BT), RMS)
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+@pytest.mark.parametrize("kind", ["none", "scalar"])
+def test_products_of_q_and_k_are_computed_once_a_group(kind, bonus):
+    T, chunk, H = 64, 16, 4
+    run = functools.partial(call, functools.partial(gated_linear, chunk=chunk, recompute=False))
+    one, two, four = (flops(run, arrays(T, kind, H=H, G=G, bonus=bonus))["matmul"] for G in (1, 2, 4))
+    pairs = 2 * B * T * chunk * C
+    assert (four - two, two - one) == (2 * pairs, pairs)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +277,16 @@ def test_no_state_per_token_at_any_time():
         (dict(chunk=48), "chunk must be a power of two, found 48"),
         (dict(impl="chunked"), "no form of gated_linear is called 'chunked'; did you mean 'chunk'"),
         (dict(log_a=jnp.zeros((B, 3))), r"log_a has shape \(2, 3\), expected \(2, 3, 2\) or \(2, 3, 2, 6\)"),
+        (dict(bonus_HC=jnp.zeros((C, H))), r"bonus has shape \(6, 2\), expected \(2, 6\)"),
+        (dict(reset_BT=jnp.zeros((3, B), bool)), r"reset has shape \(3, 2\), expected \(2, 3\)"),
+        (dict(q_BTGC=jnp.zeros((B, 3, C))), r"q has shape \(2, 3, 6\), expected \[batch, time, heads, channels\]"),
+        (dict(k_BTGC=jnp.zeros((B, 3, 1, C))), r"k has shape \(2, 3, 1, 6\), expected \(2, 3, 2, 6\)"),
+        (dict(v_BTHE=jnp.zeros((B, 3, 3, E))), r"v has shape \(2, 3, 3, 5\), expected a multiple of the 2 heads"),
+        (dict(v_BTHE=jnp.zeros((B, 4, H, E))), r"v has shape \(2, 4, 2, 5\), expected \(2, 3, 2, 5\)"),
         (dict(state_BHCE=jnp.zeros((B, H, E, C))), r"state has shape \(2, 2, 5, 6\), expected \(2, 2, 6, 5\)"),
     ],
 )
 def test_impossible_arguments_say_which(change, message):
     a = arrays(3, "none")
     with pytest.raises(ValueError, match=message):
-        gated_linear(a["q"], a["k"], a["v"], **change)
+        gated_linear(**dict(q_BTGC=a["q"], k_BTGC=a["k"], v_BTHE=a["v"]) | change)
