@@ -141,7 +141,8 @@ class GQA:
         if state is None:
             # Order in the row is order in time, also when positions restart in each segment: blocks can be skipped.
             o_BTHC = attention(
-                q_BTHC, k_BTKC, v_BTKC, window=self.window, softcap=self.softcap, impl=self.impl,
+                q_BTHC, k_BTKC, v_BTKC,
+                window=None if self.window is None else (self.window - 1, 0), softcap=self.softcap, impl=self.impl,
                 segment_ids_BT=segment_BT, kv_segment_ids_BS=segment_BT,
             )  # fmt: skip
         else:
@@ -154,7 +155,8 @@ class GQA:
             ring = self.window is not None and x_BTD.shape[1] > 1
             seen = _beside(state, *new) if ring else written
             o_BTHC = attention(
-                q_BTHC, seen.k.astype(q_BTHC.dtype), seen.v.astype(q_BTHC.dtype), window=self.window, softcap=self.softcap,
+                q_BTHC, seen.k.astype(q_BTHC.dtype), seen.v.astype(q_BTHC.dtype),
+                window=None if self.window is None else (self.window - 1, 0), softcap=self.softcap,
                 segment_ids_BT=segment_BT, kv_segment_ids_BS=seen.segment,
                 positions_BT=position_BT, kv_positions_BS=seen.position,
             )  # fmt: skip

@@ -1,18 +1,20 @@
 """Softmax attention: one function, several implementations.
 
-    o_t = sum_s softmax_s(softcap(scale q_t k_s^T)) v_s        over the keys s that query t sees
+    o_t = sum_s exp(x_ts - lse_t) v_s    lse_t = log sum_s exp(x_ts)    x_ts = softcap(scale q_t k_s^T)
 
-B batch, T time, S key time, H query heads, K kv heads, G query heads per kv head, C head dim, E value dim.
+with sums over the keys s that query t sees. B batch, T time, S key time, H query heads, K kv heads, G query heads per kv head,
+C head dim, E value dim.
 """
+
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import nearest
-from jaxeff.ops.attention_block import Options, attention_block
+from jaxeff.ops.attention_block import Inputs, Options, attention_block
 from jaxeff.ops.attention_kernels import attention_cudnn, attention_splash, why_not_cudnn, why_not_splash
 
-IMPLS = ("block", "cudnn", "reference", "splash")
 MASK_LIMIT = 4096  # longest sequence for which cuDNN's [T, T] mask of segments is chosen unasked
 
 
@@ -22,7 +24,7 @@ def attention(
     v_BSKE: jax.Array,
     *,
     causal: bool = True,
-    window: int | None = None,
+    window: tuple[int, int] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     segment_ids_BT: jax.Array | None = None,
@@ -33,34 +35,60 @@ def attention(
 ) -> jax.Array:
     """o [B, T, H, E] in v's dtype; query head h reads kv head h // G (Ainslie et al. 2023), keys are never repeated.
 
-    Query t sees key s iff (not causal, or position s <= position t), and (no window, or 0 <= position t - position s <
-    window), and their segment ids are equal and not 0. Positions default to indices, which lets whole blocks be skipped;
-    given ones (decoding from a cache) are any integers [B or 1, T] and [B or 1, S], and a key at a position below 0 is an
-    empty slot. `kv_segment_ids_BS` defaults to `segment_ids_BT`. A query that sees nothing yields 0 and has zero gradients.
-    scale defaults to C**-0.5; softcap: s -> c tanh(s / c), before the mask (Gemma 2). Softmax is in float32.
+    A query at position t sees the key at position s iff (not causal, or s <= t), and (no window = (left, right), or
+    t - left <= s <= t + right), and their segment ids are equal and not 0. Positions default to indices, which lets whole
+    blocks be skipped; given ones (decoding from a cache) are any integers [B or 1, T] and [B or 1, S], and a key at a
+    position below 0 is an empty slot. `kv_segment_ids_BS` defaults to `segment_ids_BT`. A query that sees nothing yields 0
+    and has zero gradients. scale defaults to C**-0.5; softcap: s -> c tanh(s / c), before the mask (Gemma 2). Softmax is in
+    float32.
 
     impl: "block" (any backend, O(T) memory), "splash" (TPU), "cudnn" (GPU, 16-bit), "reference" (O(T S) memory), or None:
     the fastest whose conditions hold. Splash is a Pallas kernel, which the partitioner cannot split: with several devices it
     is chosen only inside `shard_map`.
 
-    Raises ValueError for shapes that do not fit, and for an `impl` that cannot serve this call, with the reason.
+    Raises ValueError for shapes that do not fit, for a window that is no pair of integers from 0 or that looks ahead in
+    causal attention, and for an `impl` that cannot serve this call, with the reason.
     """
-    segment_ids_BT, kv_segment_ids_BS = check(
-        q_BTHC, k_BSKC, v_BSKE, window, segment_ids_BT, kv_segment_ids_BS, positions_BT, kv_positions_BS, impl
-    )
-    options = Options(
-        causal=causal,
-        window=window,
-        scale=q_BTHC.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=softcap,
-        implicit=positions_BT is None and kv_positions_BS is None,
-    )
-    arrays = (q_BTHC, k_BSKC, v_BSKE, positions_BT, kv_positions_BS, segment_ids_BT, kv_segment_ids_BS)
-    if impl is None:
-        impl = choose(arrays, options)
-    elif impl in REASONS and (reason := REASONS[impl](*arrays, options)):
+    inputs = checked(Inputs(q_BTHC, k_BSKC, v_BSKE, positions_BT, kv_positions_BS, segment_ids_BT, kv_segment_ids_BS))
+    options = options_of(inputs, causal, window, scale, softcap)
+    impl = choose(inputs, options) if impl is None else known(impl)
+    if impl in REASONS and (reason := REASONS[impl](inputs, options)):
         raise ValueError(f"attention(impl={impl!r}) {reason}")
-    return IMPLEMENTATIONS[impl](*arrays, options)
+    return IMPLEMENTATIONS[impl](inputs, options)[0]
+
+
+def attention_with_lse(
+    q_BTHC: jax.Array,
+    k_BSKC: jax.Array,
+    v_BSKE: jax.Array,
+    *,
+    causal: bool = True,
+    window: tuple[int, int] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    segment_ids_BT: jax.Array | None = None,
+    kv_segment_ids_BS: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+    kv_positions_BS: jax.Array | None = None,
+    impl: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(o [B, T, H, E], lse [B, T, H] in float32), lse = -inf for a query that sees nothing; arguments as in `attention`.
+
+    Attention over disjoint sets i of keys merges exactly: lse = log sum_i exp(lse_i), o = sum_i exp(lse_i - lse) o_i. Both
+    outputs have gradients; those of a query that sees nothing are zero.
+
+    Raises ValueError as `attention` does, and for an `impl` other than "block" and "reference".
+    """
+    inputs = checked(Inputs(q_BTHC, k_BSKC, v_BSKE, positions_BT, kv_positions_BS, segment_ids_BT, kv_segment_ids_BS))
+    options = options_of(inputs, causal, window, scale, softcap)
+    if impl is None:
+        impl = "reference" if q_BTHC.shape[1] == 1 else "block"
+    elif known(impl) in REASONS:
+        raise ValueError(
+            f"attention_with_lse(impl={impl!r}): that kernel keeps the log-sum-exp to itself; write impl='block' or "
+            "impl='reference'"
+        )
+    return IMPLEMENTATIONS[impl](inputs, options)
 
 
 def attention_reference(q_BTHC, k_BSKC, v_BSKE, **options) -> jax.Array:
@@ -68,70 +96,111 @@ def attention_reference(q_BTHC, k_BSKC, v_BSKE, **options) -> jax.Array:
     return attention(q_BTHC, k_BSKC, v_BSKE, **(options | {"impl": "reference"}))
 
 
-def check(q, k, v, window, segments, kv_segments, positions, kv_positions, impl):
-    """Shapes that fit, or ValueError. Returns the segment ids of queries and keys: both or neither."""
-    if impl is not None and impl not in IMPLS:
-        raise ValueError(f"no attention implementation is called {impl!r}; {nearest(impl, IMPLS)}")
-    (b, t, h, c), s, kv_heads = q.shape, k.shape[1], k.shape[2]
-    if k.shape != (b, s, kv_heads, c) or v.shape[:3] != (b, s, kv_heads):
-        raise ValueError(f"attention: keys {k.shape} and values {v.shape} do not fit queries {q.shape}")
+def known(impl: str) -> str:
+    """`impl`, or ValueError if there is none of that name."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"no attention implementation is called {impl!r}; {nearest(impl, IMPLEMENTATIONS)}")
+    return impl
+
+
+def checked(x: Inputs) -> Inputs:
+    """The inputs with segment ids of queries and keys, both or neither. Raises ValueError for shapes that do not fit."""
+    (b, t, h, c), s, kv_heads = x.q.shape, x.k.shape[1], x.k.shape[2]
+    if x.k.shape != (b, s, kv_heads, c) or x.v.shape[:3] != (b, s, kv_heads):
+        raise ValueError(f"attention: keys {x.k.shape} and values {x.v.shape} do not fit queries {x.q.shape}")
     if h % kv_heads:
         raise ValueError(f"attention: {kv_heads} kv heads do not divide {h} query heads")
-    if window is not None and window < 1:
-        raise ValueError(f"attention: window must be at least 1, found {window}")
-    if segments is not None and kv_segments is None:
-        kv_segments = segments
-    if kv_segments is not None and segments is None:
+    if x.kv_segments is None:
+        x = x._replace(kv_segments=x.segments)
+    elif x.segments is None:
         raise ValueError("attention: kv_segment_ids_BS given without segment_ids_BT")
-    named = {"segment_ids_BT": (segments, t), "kv_segment_ids_BS": (kv_segments, s)}
-    named |= {"positions_BT": (positions, t), "kv_positions_BS": (kv_positions, s)}
+    named = {"segment_ids_BT": (x.segments, t), "kv_segment_ids_BS": (x.kv_segments, s)}
+    named |= {"positions_BT": (x.positions, t), "kv_positions_BS": (x.kv_positions, s)}
     for name, (ids, length) in named.items():
         if ids is not None and ids.shape not in ((b, length), (1, length)):
             raise ValueError(f"attention: {name} has shape {ids.shape}, expected {(b, length)}")
-    return segments, kv_segments
+    return x
 
 
-def choose(arrays, options: Options) -> str:
+def options_of(x: Inputs, causal: bool, window, scale: float | None, softcap: float | None) -> Options:
+    """The static part of a call. Raises ValueError for a window that cannot be."""
+    left, right = band(causal, window)
+    scale = x.q.shape[-1] ** -0.5 if scale is None else scale
+    return Options(left, right, scale, softcap, implicit=x.positions is None and x.kv_positions is None)
+
+
+def band(causal: bool, window) -> tuple[int | None, int | None]:
+    """(left, right): how far a query sees back and ahead, None without limit. Raises ValueError, see `attention`."""
+    if window is None:
+        return None, 0 if causal else None
+    if isinstance(window, Integral):
+        raise ValueError(
+            f"attention: window must be (left, right), found {window}; a query that sees itself and w - 1 keys before it "
+            f"has window=(w - 1, 0): write window=({max(window - 1, 0)}, 0)"
+        )
+    if len(window) != 2 or not all(isinstance(side, Integral) and side >= 0 for side in window):
+        raise ValueError(f"attention: window must be (left, right), two integers of at least 0, found {window}")
+    left, right = window
+    if causal and right:
+        raise ValueError(
+            f"attention: causal=True sees nothing to the right, found window={window}: write window=({left}, 0), or "
+            "causal=False for a band with two sides"
+        )
+    return left, right
+
+
+def choose(x: Inputs, options: Options) -> str:
     """The fastest implementation for this backend whose conditions hold."""
-    q, segments = arrays[0], arrays[5]
-    if q.shape[1] == 1:
+    t = x.q.shape[1]
+    if t == 1:
         return "reference"  # one query against a cache: its scores are O(S), and its keys are best read where they lie
-    if not why_not_splash(*arrays, options):
+    if not why_not_splash(x, options):
         return "splash"
-    if not why_not_cudnn(*arrays, options) and (segments is None or q.shape[1] <= MASK_LIMIT):
+    if not why_not_cudnn(x, options) and (x.segments is None or t <= MASK_LIMIT):
         return "cudnn"
     return "block"
 
 
-def direct(q, k, v, positions, kv_positions, segments, kv_segments, options: Options) -> jax.Array:
-    """All scores at once, in float32. The reference, and the quick form for one query."""
-    (b, t, h, c), (_, s, kv_heads, _) = q.shape, k.shape
+def visible(x: Inputs, options: Options) -> jax.Array:
+    """bool [B or 1, T or 1, S]: which keys each query sees."""
+    t, s = x.q.shape[1], x.k.shape[1]
+    t_BT1 = (jnp.arange(t, dtype=jnp.int32)[None] if x.positions is None else x.positions)[:, :, None]
+    s_B1S = (jnp.arange(s, dtype=jnp.int32)[None] if x.kv_positions is None else x.kv_positions)[:, None, :]
+    see = s_B1S >= 0
+    if options.right is not None:
+        see = see & (s_B1S - t_BT1 <= options.right)
+    if options.left is not None:
+        see = see & (t_BT1 - s_B1S <= options.left)
+    if x.segments is not None:
+        s_seg = x.kv_segments[:, None, :]
+        see = see & (x.segments[:, :, None] == s_seg) & (s_seg != 0)
+    return see
+
+
+def direct(x: Inputs, options: Options) -> tuple[jax.Array, jax.Array]:
+    """(o, lse) with all scores at once, in float32. The reference, and the quick form for one query."""
+    (b, t, h, c), kv_heads = x.q.shape, x.k.shape[2]
     f32 = dict(preferred_element_type=jnp.float32)
-    q_BTKGC = (q.astype(jnp.float32) * options.scale).astype(q.dtype).reshape(b, t, kv_heads, h // kv_heads, c)
-    x_BKGTS = jnp.einsum("btkgc,bskc->bkgts", q_BTKGC, k, **f32)
+    q_BTKGC = (x.q.astype(jnp.float32) * options.scale).astype(x.q.dtype).reshape(b, t, kv_heads, h // kv_heads, c)
+    x_BKGTS = jnp.einsum("btkgc,bskc->bkgts", q_BTKGC, x.k, **f32)
     if options.softcap is not None:
         x_BKGTS = options.softcap * jnp.tanh(x_BKGTS / options.softcap)
-    t_BT1 = (jnp.arange(t, dtype=jnp.int32)[None] if positions is None else positions)[:, :, None]
-    s_B1S = (jnp.arange(s, dtype=jnp.int32)[None] if kv_positions is None else kv_positions)[:, None, :]
-    see = (s_B1S >= 0) & jnp.ones((1, t, 1), bool)
-    if options.causal or options.window is not None:
-        see = see & (s_B1S <= t_BT1)
-    if options.window is not None:
-        see = see & (t_BT1 - s_B1S < options.window)
-    if segments is not None:
-        see = see & (segments[:, :, None] == kv_segments[:, None, :]) & (kv_segments != 0)[:, None, :]
-    see = see[:, None, None]
+    see = visible(x, options)[:, None, None]
+    seen = jnp.any(see, -1, keepdims=True)
     # A finite stand-in for -inf: a row without keys stays finite, forward and backward, and is zeroed by the mask.
-    p_BKGTS = jax.nn.softmax(jnp.where(see, x_BKGTS, -1e30), axis=-1)
-    p_BKGTS = jnp.where(see, p_BKGTS, 0.0)
-    o_BTKGE = jnp.einsum("bkgts,bske->btkge", p_BKGTS.astype(v.dtype), v, **f32)
-    return o_BTKGE.reshape(b, t, h, -1).astype(v.dtype)
+    x_BKGTS = jnp.where(see, x_BKGTS, -1e30)
+    top_BKGT1 = jax.lax.stop_gradient(jnp.max(x_BKGTS, -1, keepdims=True))
+    p_BKGTS = jnp.where(see, jnp.exp(x_BKGTS - top_BKGT1), 0.0)
+    total_BKGT1 = jnp.where(seen, jnp.sum(p_BKGTS, -1, keepdims=True), 1.0)
+    lse_BKGT1 = jnp.where(seen, top_BKGT1 + jnp.log(total_BKGT1), -jnp.inf)
+    o_BTKGE = jnp.einsum("bkgts,bske->btkge", (p_BKGTS / total_BKGT1).astype(x.v.dtype), x.v, **f32)
+    return o_BTKGE.reshape(b, t, h, -1).astype(x.v.dtype), lse_BKGT1.reshape(b, h, t).swapaxes(1, 2)
 
 
 IMPLEMENTATIONS = {
-    "reference": direct,
     "block": attention_block,
-    "splash": attention_splash,
     "cudnn": attention_cudnn,
+    "reference": direct,
+    "splash": attention_splash,
 }
-REASONS = {"splash": why_not_splash, "cudnn": why_not_cudnn}
+REASONS = {"cudnn": why_not_cudnn, "splash": why_not_splash}

@@ -7,9 +7,9 @@ L keys that a block may see.
 A block of queries meets all the keys it may see at once: its scores are [R, L], and only the output and the logarithm of
 the softmax's denominator are kept. The backward pass computes the scores again (Dao et al. 2022, "FlashAttention"):
 
-    p = exp(s - lse)    dv = p^T do    ds = p * (do v^T - rowsum(do * o))    dq = ds k    dk = ds^T q
+    p = exp(s - lse)    dv = p^T do    ds = p * (do v^T - rowsum(do * o) + dlse)    dq = ds k    dk = ds^T q
 
-Blocks that no query may see are left out when positions are implicit: keys after the diagonal, keys before the window.
+The keys [t - left, t + right] of query t are a band; blocks outside it are left out when positions are implicit.
 
 Causal blocks see more and more keys, so they are grouped in stripes of one key length; a stripe is a loop, and the program
 holds at most `MAX_STRIPES` of them. Blocks written out one after the other instead would all be live at once: XLA's CPU
@@ -32,13 +32,28 @@ MAX_STRIPES = 8  # pieces of the program with different key lengths; each is a l
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is static about a call. `implicit`: positions are indices, so that blocks can be skipped."""
+    """What is static about a call. A query at t sees the keys at [t - left, t + right], None: without limit; right = 0 is
+    causal, and a left side never stands without a right one. `implicit`: positions are indices, so that blocks can be
+    skipped."""
 
-    causal: bool
-    window: int | None
+    left: int | None
+    right: int | None
     scale: float
     softcap: float | None
     implicit: bool
+
+
+class Inputs(NamedTuple):
+    """The arrays of a call: q [B, T, H, C], k [B, S, K, C], v [B, S, K, E], and int ids or None: positions and segments
+    [B or 1, T], kv_positions and kv_segments [B or 1, S]."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    positions: jax.Array | None = None
+    kv_positions: jax.Array | None = None
+    segments: jax.Array | None = None
+    kv_segments: jax.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -73,28 +88,29 @@ def plan(t: int, s: int, options: Options) -> tuple[int, list[Stripe]]:
     size = -(-t // n)
     size = -(-size // 8) * 8 if n > 1 else size
     n = -(-t // size)
-    if not options.implicit or not (options.causal or options.window):
+    left, right = options.left, options.right
+    if not options.implicit or right is None or right >= s:
         return size, [Stripe(0, n, (0,) * n, s)]
-    if options.window and options.window - 1 + size < s:
+    if left is not None and left + size + right < s:
         # A band: every block sees equally many keys, further along each time.
-        length = options.window - 1 + size
-        starts = tuple(max(0, min(i * size - options.window + 1, s - length)) for i in range(n))
+        length = left + size + right
+        starts = tuple(max(0, min(i * size - left, s - length)) for i in range(n))
         return size, [Stripe(0, n, starts, length)]
     # At least two blocks a stripe, so that each stays a loop: see the module docstring.
     count = max(1, min(n // 2, MAX_STRIPES))
     bounds = [n * i // count for i in range(count + 1)]
     stripes = zip(bounds[:-1], bounds[1:], strict=True)
-    return size, [Stripe(first, end, (0,) * (end - first), min(s, end * size)) for first, end in stripes]
+    return size, [Stripe(first, end, (0,) * (end - first), min(s, end * size + right)) for first, end in stripes]
 
 
 def visible(rows: Rows, keys: Keys, options: Options) -> jax.Array:
     """bool [B or 1, 1, R, L]: which keys each row sees."""
     t_R1, s_1L = rows.position[:, None, :, None], keys.position[:, None, None, :]
     see = jnp.ones((), bool)[None, None, None, None] if options.implicit else s_1L >= 0
-    if options.causal or options.window:
-        see = see & (s_1L <= t_R1)
-    if options.window:
-        see = see & (t_R1 - s_1L < options.window)
+    if options.right is not None:
+        see = see & (s_1L - t_R1 <= options.right)
+    if options.left is not None:
+        see = see & (t_R1 - s_1L <= options.left)
     if rows.segment is not None:
         s_seg = keys.segment[:, None, None, :]
         see = see & (rows.segment[:, None, :, None] == s_seg) & (s_seg != 0)
@@ -112,23 +128,22 @@ def scores(rows: Rows, keys: Keys, options: Options) -> tuple[jax.Array, jax.Arr
 
 
 def block_forward(rows: Rows, keys: Keys, options: Options) -> tuple[jax.Array, jax.Array]:
-    """(o [B, K, R, E], lse [B, K, R]) of one block; a row that sees nothing has o = 0 and lse = inf."""
+    """(o [B, K, R, E], lse [B, K, R]) of one block; a row that sees nothing has o = 0 and lse = -inf."""
     s, _ = scores(rows, keys, options)
-    top = jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True))
+    top = jnp.max(s, -1, keepdims=True)
     top = jnp.where(top == -jnp.inf, 0.0, top)
     p = jnp.exp(s - top)
     total = jnp.sum(p, -1, keepdims=True)
-    seen = total > 0
     o = jnp.einsum("bkrl,bkle->bkre", p.astype(keys.v.dtype), keys.v, preferred_element_type=jnp.float32)
-    o = o / jnp.where(seen, total, 1.0)
-    lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
-    return o.astype(keys.v.dtype), lse[..., 0]
+    o = o / jnp.where(total > 0, total, 1.0)
+    return o.astype(keys.v.dtype), (top + jnp.log(total))[..., 0]
 
 
 def block_backward(rows: Rows, keys: Keys, lse, delta, do, options: Options):
-    """(dq [B, K, R, C], dk [B, K, C, L], dv [B, K, E, L]) in float32; delta = rowsum(do * o)."""
+    """(dq [B, K, R, C], dk [B, K, C, L], dv [B, K, E, L]) in float32; delta = rowsum(do * o) - dlse."""
     f32 = dict(preferred_element_type=jnp.float32)
     s, slope = scores(rows, keys, options)
+    lse = jnp.where(lse == -jnp.inf, 0.0, lse)  # exp(-inf - 0) = 0, where -inf - -inf is not a number
     p = jnp.exp(s - lse[..., None])
     dp = jnp.einsum("bkre,bkle->bkrl", do, keys.v, **f32)
     ds = p * (dp - delta[..., None])
@@ -161,8 +176,9 @@ def row_ids(ids_BT, n: int, size: int, groups: int, fill: int):
     return jnp.tile(ids.reshape(b, n, size).transpose(1, 0, 2), (1, 1, groups))
 
 
-def prepare(q, k, v, positions, kv_positions, segments, kv_segments, options: Options):
-    """(stripes, size, rows with a leading block axis, keys) of the arrays of `attention`."""
+def prepare(inputs: Inputs, options: Options):
+    """(stripes, size, rows with a leading block axis, keys) of the arrays of a call."""
+    q, k, v, positions, kv_positions, segments, kv_segments = inputs
     t, s, kv_heads, groups = q.shape[1], k.shape[1], k.shape[2], q.shape[2] // k.shape[2]
     size, stripes = plan(t, s, options)
     n = stripes[-1].end
@@ -218,32 +234,35 @@ def over_blocks(body, carry, stripes, xs):
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def attention_block(q, k, v, positions, kv_positions, segments, kv_segments, options: Options):
-    """o [B, T, H, E]; see `jaxeff.ops.attention.attention`. Positions and segments are int arrays or None."""
-    return forward(q, k, v, positions, kv_positions, segments, kv_segments, options)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def attention_block(inputs: Inputs, options: Options) -> tuple[jax.Array, jax.Array]:
+    """(o [B, T, H, E], lse [B, T, H]); see `jaxeff.ops.attention.attention_with_lse`."""
+    return forward(inputs, options)[0]
 
 
-def forward(q, k, v, positions, kv_positions, segments, kv_segments, options: Options):
-    """(o, residuals)."""
-    stripes, _, rows, keys = prepare(q, k, v, positions, kv_positions, segments, kv_segments, options)
+def forward(inputs: Inputs, options: Options):
+    """((o, lse), residuals)."""
+    stripes, _, rows, keys = prepare(inputs, options)
+    t, groups = inputs.q.shape[1], inputs.q.shape[2] // inputs.k.shape[2]
 
     def body(carry, rows, start, length):
         return carry, block_forward(rows, cut(keys, start, length), options)
 
     _, (o, lse) = over_blocks(body, (), stripes, rows)
-    o = unblock(o, q.shape[1], q.shape[2] // k.shape[2])
-    return o, (q, k, v, positions, kv_positions, segments, kv_segments, o, lse)
+    o = unblock(o, t, groups)
+    return (o, unblock(lse[..., None], t, groups)[..., 0]), (inputs, o, lse)
 
 
-def backward(options: Options, residuals, do):
+def backward(options: Options, residuals, cotangents):
     """Cotangents of q, k and v; none for the integers."""
-    q, k, v, positions, kv_positions, segments, kv_segments, o, lse = residuals
-    stripes, size, rows, keys = prepare(q, k, v, positions, kv_positions, segments, kv_segments, options)
+    (inputs, o, lse), (do, dlse_BTH) = residuals, cotangents
+    q, k, v, *_ = inputs
+    stripes, size, rows, keys = prepare(inputs, options)
     (b, t, h, _), (_, s, kv_heads, c), e = q.shape, k.shape, v.shape[-1]
     n = stripes[-1].end
-    delta_BTH1 = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True)
-    delta = blocks_of(delta_BTH1, n, size, kv_heads)[..., 0]
+    delta_BTH = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), -1) - dlse_BTH
+    delta = blocks_of(delta_BTH[..., None], n, size, kv_heads)[..., 0]
+    delta = jnp.where(lse == -jnp.inf, 0.0, delta)  # whatever a caller's arithmetic with lse = -inf sends back
     do = blocks_of(do, n, size, kv_heads)
 
     def body(carry, x, start, length):
@@ -255,7 +274,7 @@ def backward(options: Options, residuals, do):
     (dk, dv), dq = over_blocks(body, (zero(c), zero(e)), stripes, (rows, lse, delta, do))
     dq = unblock(dq, t, h // kv_heads) * options.scale
     back = lambda x, like: x.transpose(0, 3, 1, 2).astype(like.dtype)  # noqa: E731
-    return dq.astype(q.dtype), back(dk, k), back(dv, v), None, None, None, None
+    return (Inputs(dq.astype(q.dtype), back(dk, k), back(dv, v)),)
 
 
 attention_block.defvjp(forward, backward)

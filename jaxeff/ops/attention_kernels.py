@@ -1,51 +1,50 @@
 """Attention by JAX's own kernels: splash attention (Pallas, TPU) and cuDNN's flash attention (GPU).
 
-Each has a `why_not_*`: the reason that it cannot serve a call, or None. Both serve self-attention with implicit positions.
+Each has a `why_not_*`: the reason that it cannot serve a call, or None. Both serve self-attention with implicit positions,
+and return (o, None): they keep the log-sum-exp to themselves.
 B batch, T time, H query heads, K kv heads, C head dim, E value dim.
 """
 
 import jax
 import jax.numpy as jnp
 
+from jaxeff.ops.attention_block import Inputs, Options
+
 LANES = 128  # the TPU's vector width: splash needs sequences of a multiple of it
 
 
-def not_self_attention(q, k, segments, kv_segments, options) -> str | None:
+def not_self_attention(x: Inputs, options: Options) -> str | None:
     """The conditions that both kernels share."""
     if not options.implicit:
         return "takes positions that are indices only"
-    if q.shape[1] != k.shape[1]:
-        return f"needs as many queries as keys, found {q.shape[1]} and {k.shape[1]}"
-    if segments is not kv_segments:
+    if x.q.shape[1] != x.k.shape[1]:
+        return f"needs as many queries as keys, found {x.q.shape[1]} and {x.k.shape[1]}"
+    if x.segments is not x.kv_segments:
         return "needs the same segment ids for queries and keys"
-    if options.window is not None and not options.causal:
-        return "takes a window in causal attention only"
     return None
 
 
-def why_not_splash(q, k, v, positions, kv_positions, segments, kv_segments, options) -> str | None:
+def why_not_splash(x: Inputs, options: Options) -> str | None:
     """Why splash attention cannot serve this call."""
     if jax.default_backend() != "tpu":
         return f"needs a TPU; the backend is {jax.default_backend()}"
-    if q.shape[1] % LANES:
-        return f"needs a length of a multiple of {LANES}, found {q.shape[1]}"
+    if x.q.shape[1] % LANES:
+        return f"needs a length of a multiple of {LANES}, found {x.q.shape[1]}"
     if jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes:
         return f"must stand inside jax.shard_map where there are several devices, found {jax.device_count()}"
-    return not_self_attention(q, k, segments, kv_segments, options)
+    return not_self_attention(x, options)
 
 
-def attention_splash(
-    q, k, v, positions, kv_positions, segments, kv_segments, options, interpret: bool = False
-) -> jax.Array:
-    """o [B, T, H, E]. Padding sees padding in the kernel (a softmax over nothing is not a number there), and is zeroed."""
+def attention_splash(x: Inputs, options: Options, interpret: bool = False) -> tuple[jax.Array, None]:
+    """(o [B, T, H, E], None). Padding sees padding in the kernel (a softmax over nothing is not a number there), and is zeroed."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    t, h = q.shape[1], q.shape[2]
-    if options.window is not None:
-        mask = masks.LocalMask((t, t), window_size=(options.window - 1, 0), offset=0)
+    t, h = x.q.shape[1], x.q.shape[2]
+    if options.left is not None:
+        mask = masks.LocalMask((t, t), window_size=(options.left, options.right), offset=0)
     else:
-        mask = masks.CausalMask((t, t)) if options.causal else masks.FullMask((t, t))
+        mask = masks.FullMask((t, t)) if options.right is None else masks.CausalMask((t, t))
     block = next(size for size in (512, 256, LANES) if t % size == 0)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
@@ -59,19 +58,19 @@ def attention_splash(
         attn_logits_soft_cap=options.softcap,
         interpret=interpret,
     )
-    heads_first = (x.swapaxes(1, 2) for x in (scaled(q, options.scale), k, v))
-    if segments is None:
-        return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)
-    segments = jnp.broadcast_to(segments, q.shape[:2])
+    heads_first = (a.swapaxes(1, 2) for a in (scaled(x.q, options.scale), x.k, x.v))
+    if x.segments is None:
+        return jax.vmap(kernel)(*heads_first).swapaxes(1, 2), None
+    segments = jnp.broadcast_to(x.segments, x.q.shape[:2])
     run = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(q=ids, kv=ids)))
-    return zero_padding(run(*heads_first, segments).swapaxes(1, 2), segments)
+    return zero_padding(run(*heads_first, segments).swapaxes(1, 2), segments), None
 
 
-def why_not_cudnn(q, k, v, positions, kv_positions, segments, kv_segments, options) -> str | None:
+def why_not_cudnn(x: Inputs, options: Options) -> str | None:
     """Why cuDNN's flash attention cannot serve this call."""
     if jax.default_backend() != "gpu":
         return f"needs an NVIDIA GPU; the backend is {jax.default_backend()}"
-    device = jax.devices()[0]
+    (q, k, v), device = x[:3], jax.devices()[0]
     if "rocm" in device.client.platform_version.lower():
         return "needs an NVIDIA GPU; this one is AMD's"
     if float(getattr(device, "compute_capability", "0.0")) < 8.0:
@@ -82,28 +81,28 @@ def why_not_cudnn(q, k, v, positions, kv_positions, segments, kv_segments, optio
         return f"needs equal head widths, a multiple of 8 up to 128, found {q.shape[-1]} and {v.shape[-1]}"
     if options.softcap is not None:
         return "has no soft cap"
-    if segments is not None and q.shape[1] % 2:
+    if options.right:
+        return f"sees nothing to the right under a window, found {options.right} keys there"
+    if x.segments is not None and q.shape[1] % 2:
         return f"needs an even length with segment ids, found {q.shape[1]}"
-    return not_self_attention(q, k, segments, kv_segments, options)
+    return not_self_attention(x, options)
 
 
-def attention_cudnn(
-    q, k, v, positions, kv_positions, segments, kv_segments, options, implementation: str = "cudnn"
-) -> jax.Array:
-    """o [B, T, H, E]. Segments become a [B, 1, T, T] mask; padding sees all of itself, and is zeroed."""
+def attention_cudnn(x: Inputs, options: Options, implementation: str = "cudnn") -> tuple[jax.Array, None]:
+    """(o [B, T, H, E], None). Segments become a [B, 1, T, T] mask; padding sees all of itself, and is zeroed."""
     mask = None
-    if segments is not None:
-        segments = jnp.broadcast_to(segments, q.shape[:2])
+    if x.segments is not None:
+        segments = jnp.broadcast_to(x.segments, x.q.shape[:2])
         mask = (segments[:, :, None] == segments[:, None, :])[:, None]
     o = jax.nn.dot_product_attention(
-        q, k, v,
+        x.q, x.k, x.v,
         mask=mask,
         scale=options.scale,
-        is_causal=options.causal,
-        local_window_size=None if options.window is None else (options.window - 1, 0),
+        is_causal=options.right == 0,
+        local_window_size=None if options.left is None else (options.left, options.right),
         implementation=implementation,
     )  # fmt: skip
-    return o if segments is None else zero_padding(o, segments)
+    return (o if mask is None else zero_padding(o, segments)), None
 
 
 def scaled(q, scale: float):

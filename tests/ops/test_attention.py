@@ -1,6 +1,7 @@
 """Attention: every implementation against the plain form, output and gradients. B batch, T time, S key time, H heads."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxeff.ops import attention_block
-from jaxeff.ops.attention import attention, attention_reference
-from jaxeff.ops.attention_kernels import attention_cudnn, attention_splash
+from jaxeff.ops.attention import attention, attention_reference, attention_with_lse, band
+from jaxeff.ops.attention_block import Inputs, Options, plan
+from jaxeff.ops.attention_kernels import attention_cudnn, attention_splash, why_not_cudnn
 from tests.closeness import assert_close
 
 B, H, K, C, E = 2, 4, 2, 8, 6
@@ -34,6 +36,29 @@ def with_gradients(f, q, k, v, do, **options):
     return run(q, k, v, do)
 
 
+def all_gradients(impl, q, k, v, do, **options):
+    """{"o", "lse", "q", "k", "v"}: both outputs and the gradients of sum(o * do) + sum(lse * dlse). lse = -inf shows as 99."""
+
+    # Compiling is the cost of these tests: code that the backend leaves unoptimised is ready in half the time.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(q, k, v, do):
+        (o, lse), pull = jax.vjp(lambda *x: attention_with_lse(*x, impl=impl, **options), q, k, v)
+        gradients = dict(zip("qkv", pull((do, dlse_of(do))), strict=True))
+        return gradients | dict(o=o, lse=jnp.where(lse == -jnp.inf, 99.0, lse))
+
+    return run(q, k, v, do)
+
+
+def dlse_of(do):
+    """A cotangent of lse [B, T, H] with no pattern of its own."""
+    return jnp.cos(3 * do[..., 0].astype(jnp.float32))
+
+
+def assert_block_is_reference(x, rms=1e-5, name="", **options):
+    """Both outputs and all gradients of the block form against the reference."""
+    assert_close(all_gradients("block", *x, **options), all_gradients("reference", *x, **options), rms, name)
+
+
 def segments(t, b=B, pad=3):
     """Segments at odd boundaries, padding at the end of one row and in the middle of the other."""
     ids = np.ones((b, t), np.int32)
@@ -44,75 +69,147 @@ def segments(t, b=B, pad=3):
     return jnp.asarray(ids)
 
 
-def masked_softmax(q, k, v, see_BTS, scale, softcap=None):
-    """Attention in float64 numpy, one head at a time: the ground truth for the plain form itself."""
+def seen_by(t, s, causal=True, window=None, **_):
+    """bool [T, S]: the keys that each query sees, by index."""
+    ahead = np.arange(s)[None] - np.arange(t)[:, None]
+    see = (ahead <= 0) if causal else np.ones((t, s), bool)
+    return see if window is None else see & (ahead >= -window[0]) & (ahead <= window[1])
+
+
+def static(causal=True, window=None, scale=None, softcap=None):
+    """The `Options` of a call with implicit positions."""
+    return Options(*band(causal, window), C**-0.5 if scale is None else scale, softcap, True)
+
+
+def masked_softmax(q, k, v, see_BTS, scale=C**-0.5, softcap=None, **_):
+    """(o, lse) in float64 numpy, one head at a time: the ground truth for the plain form itself."""
     q, k, v, see = (np.asarray(x, np.float64) for x in (q, k, v, see_BTS))
-    o = np.zeros(q.shape[:3] + v.shape[3:])
+    o, lse = np.zeros(q.shape[:3] + v.shape[3:]), np.zeros(q.shape[:3])
     for h in range(q.shape[2]):
         j = h // (q.shape[2] // k.shape[2])
         x = np.einsum("btc,bsc->bts", q[:, :, h], k[:, :, j]) * scale
         x = x if softcap is None else softcap * np.tanh(x / softcap)
-        p = np.exp(x - x.max(-1, keepdims=True)) * see
-        total = p.sum(-1, keepdims=True)
-        o[:, :, h] = np.einsum("bts,bse->bte", p / np.where(total > 0, total, 1), v[:, :, j])
-    return o
+        p = np.exp(x) * see
+        total = p.sum(-1)
+        o[:, :, h] = np.einsum("bts,bse->bte", p / np.where(total > 0, total, 1)[..., None], v[:, :, j])
+        lse[:, :, h] = np.where(total > 0, np.log(np.where(total > 0, total, 1)), -np.inf)
+    return o, lse
 
 
 CASES = {
     "causal": dict(),
     "full": dict(causal=False),
-    "window": dict(window=5),
-    "window of one": dict(window=1),
-    "window beyond T": dict(window=1000),
-    "window, not causal": dict(window=7, causal=False),
+    "window": dict(window=(4, 0)),
+    "window beyond T": dict(window=(999, 0)),
+    "window, not causal": dict(window=(6, 0), causal=False),
+    "band": dict(window=(2, 3), causal=False),
+    "band of one": dict(window=(0, 0), causal=False),
+    "band ahead": dict(window=(0, 4), causal=False),
+    "band beyond T": dict(window=(20, 1000), causal=False),
     "softcap": dict(softcap=2.0),
     "scale": dict(scale=0.7),
-    "softcap, window": dict(softcap=1.5, window=9, scale=1.0),
+    "softcap, band": dict(softcap=1.5, window=(20, 9), causal=False),
+    "softcap, window": dict(softcap=1.5, window=(8, 0), scale=1.0),
 }
+
+
+def masked(t, options):
+    """bool [B, T, T]: the keys seen under `options` and under `segments`."""
+    ids = np.asarray(segments(t))
+    return seen_by(t, t, **options)[None] & (ids[:, :, None] == ids[:, None]) & (ids != 0)[:, None]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_reference_is_softmax(name):
     t, options = 13, CASES[name]
     q, k, v, _ = arrays(t)
-    ids = segments(t)
-    difference = np.arange(t)[:, None] - np.arange(t)[None]
-    see = (difference >= 0) if options.get("causal", True) or "window" in options else np.ones_like(difference, bool)
-    see = see & (difference < options.get("window", t))
-    see = see[None] & np.asarray((ids[:, :, None] == ids[:, None]) & (ids != 0)[:, None])
-    expected = masked_softmax(q, k, v, see, options.get("scale", C**-0.5), options.get("softcap"))
-    assert_close(attention_reference(q, k, v, segment_ids_BT=ids, **options), expected, 1e-6)
+    o, lse = masked_softmax(q, k, v, masked(t, options), **options)
+    actual_o, actual_lse = attention_with_lse(q, k, v, segment_ids_BT=segments(t), impl="reference", **options)
+    assert_close(actual_o, o, 1e-6)
+    assert np.array_equal(np.isneginf(actual_lse), np.isneginf(lse))
+    assert_close(jnp.where(lse == -jnp.inf, 0, actual_lse), np.where(np.isneginf(lse), 0, lse), 1e-6)
+    assert np.array_equal(attention_reference(q, k, v, segment_ids_BT=segments(t), **options), actual_o)
+
+
+@pytest.mark.parametrize("name", ["causal", "band", "softcap, band"])
+def test_reference_gradients_are_differences(name):
+    """Along one random direction, central differences in float64: an error of about step^2 = 1e-8."""
+    t, options, step = 13, CASES[name], 1e-4
+    *x, do = (np.asarray(a, np.float64) for a in arrays(t))
+    direction = [np.asarray(a, np.float64) for a in arrays(t, seed=1)[:3]]
+    dlse = np.asarray(dlse_of(jnp.asarray(do)), np.float64)
+
+    def value(size):
+        o, lse = masked_softmax(
+            *(a + size * d for a, d in zip(x, direction, strict=True)), masked(t, options), **options
+        )
+        return np.sum(o * do) + np.sum(np.where(np.isneginf(lse), 0, lse) * dlse)
+
+    got = all_gradients("reference", *arrays(t), segment_ids_BT=segments(t), **options)
+    slope = sum(np.sum(np.asarray(got[n], np.float64) * d) for n, d in zip("qkv", direction, strict=True))
+    assert_close(slope, (value(step) - value(-step)) / (2 * step), 1e-5)
 
 
 @pytest.mark.parametrize("with_segments", [False, True], ids=["one segment", "segments"])
 @pytest.mark.parametrize("name", CASES)
 def test_block_is_reference(name, with_segments, monkeypatch):
     monkeypatch.setattr(attention_block, "QUERIES", 16)
-    for t in (31, 75) if with_segments else (1, 16, 75):
-        x = arrays(t)
-        options = CASES[name] | ({"segment_ids_BT": segments(t)} if with_segments else {})
-        actual = with_gradients(functools.partial(attention, impl="block"), *x, **options)
-        assert_close(actual, with_gradients(attention_reference, *x, **options), 1e-5, f"{name}, T={t}")
+    t = 75
+    options = CASES[name] | ({"segment_ids_BT": segments(t)} if with_segments else {})
+    assert_block_is_reference(arrays(t), name=name, **options)
+
+
+@pytest.mark.parametrize("t", [1, 16, 31])
+def test_few_queries(t, monkeypatch):
+    monkeypatch.setattr(attention_block, "QUERIES", 16)
+    for name in ("causal", "band"):
+        assert_block_is_reference(arrays(t), name=name, **CASES[name])
+
+
+def test_attention_is_the_first_of_two():
+    """`attention` gives the same output and gradients as `attention_with_lse` whose lse is unused."""
+    for impl in ("block", "reference"):
+        actual = with_gradients(functools.partial(attention, impl=impl), *arrays(70))
+        first = with_gradients(lambda *x, impl=impl: attention_with_lse(*x, impl=impl)[0], *arrays(70))
+        assert_close(actual, first, 1e-7, impl)
+
+
+@pytest.mark.parametrize("impl", ["block", "reference"])
+def test_merge_of_disjoint_keys(impl):
+    """Two calls that see a part of the keys each make one that sees all; the first queries see nothing in the second."""
+    t = 40
+    x = arrays(t)
+    index = np.arange(t, dtype=np.int32)
+    parts = index[index % 3 == 0], index[index % 3 != 0]
+
+    def part(q, k, v, some):
+        ids = dict(positions_BT=jnp.asarray(index[None]), kv_positions_BS=jnp.asarray(some[None]))
+        return attention_with_lse(q, k[:, some], v[:, some], impl=impl, **ids)
+
+    def merged(q, k, v):
+        outputs = [part(q, k, v, some) for some in parts]
+        assert outputs[1][1].shape == (B, t, H) and outputs[1][1].dtype == jnp.float32
+        lse = jnp.logaddexp(outputs[0][1], outputs[1][1])
+        return sum(jnp.exp(lse_i - lse)[..., None] * o_i for o_i, lse_i in outputs)
+
+    assert_close(with_gradients(merged, *x), with_gradients(attention_reference, *x), 1e-5)
+    assert np.all(np.isneginf(part(*x[:3], parts[1])[1][:, 0]))
 
 
 @pytest.mark.parametrize("h, k", [(6, 6), (6, 3), (6, 1)])
 def test_head_groups(h, k):
-    x = arrays(150, h=h, k=k)
-    actual = with_gradients(functools.partial(attention, impl="block"), *x)
-    assert_close(actual, with_gradients(attention_reference, *x), 1e-5)
+    assert_block_is_reference(arrays(150, h=h, k=k))
 
 
-def test_other_number_of_keys(monkeypatch):
+@pytest.mark.parametrize("name", ["full", "causal", "window", "band"])
+def test_other_number_of_keys(name, monkeypatch):
     monkeypatch.setattr(attention_block, "QUERIES", 8)
     for t, s in ((20, 33), (40, 3)):
-        x = arrays(t, s)
-        for options in (dict(causal=False), dict(), dict(window=6)):
-            actual = with_gradients(functools.partial(attention, impl="block"), *x, **options)
-            assert_close(actual, with_gradients(attention_reference, *x, **options), 1e-5, f"T={t} S={s} {options}")
+        assert_block_is_reference(arrays(t, s), name=f"T={t} S={s}", **CASES[name])
 
 
-@pytest.mark.parametrize("options", [dict(), dict(window=6), dict(causal=False), dict(softcap=2.0)], ids=str)
-def test_explicit_positions(options, monkeypatch):
+@pytest.mark.parametrize("name", ["causal", "window", "full", "band", "softcap"])
+def test_explicit_positions(name, monkeypatch):
     """Keys in any order, with empty slots, as in a ring buffer that is being filled."""
     monkeypatch.setattr(attention_block, "QUERIES", 8)
     t, s = 21, 40
@@ -120,25 +217,24 @@ def test_explicit_positions(options, monkeypatch):
     rng = np.random.default_rng(0)
     kv_positions = np.stack([rng.permutation(s) for _ in range(B)]).astype(np.int32)
     kv_positions[:, ::7] = -1
-    options = options | dict(
+    options = CASES[name] | dict(
         positions_BT=jnp.asarray(np.sort(rng.integers(0, s, (B, t)), axis=1), jnp.int32),
         kv_positions_BS=jnp.asarray(kv_positions),
         segment_ids_BT=jnp.asarray(rng.integers(1, 3, (B, t)), jnp.int32),
         kv_segment_ids_BS=jnp.asarray(rng.integers(0, 3, (B, s)), jnp.int32),
     )
-    actual = with_gradients(functools.partial(attention, impl="block"), *x, **options)
-    assert_close(actual, with_gradients(attention_reference, *x, **options), 1e-5)
+    assert_block_is_reference(x, **options)
     one = {name: ids[:, -1:] if name in ("positions_BT", "segment_ids_BT") else ids for name, ids in options.items()
            if name in ("positions_BT", "segment_ids_BT", "kv_positions_BS", "kv_segment_ids_BS")}  # fmt: skip
     decoded = attention(x[0][:, -1:], *x[1:3], **(options | one))
-    assert_close(decoded, actual["o"][:, -1:], 1e-5, "one query")
+    assert_close(decoded, attention(*x[:3], impl="block", **options)[:, -1:], 1e-5, "one query")
 
 
 def test_positions_as_indices_change_nothing():
     x = arrays(70)
     index = jnp.arange(70, dtype=jnp.int32)[None]
-    actual = attention(*x[:3], window=20, positions_BT=index, kv_positions_BS=index, impl="block")
-    assert_close(actual, attention(*x[:3], window=20, impl="block"), 1e-6)
+    actual = attention(*x[:3], window=(19, 0), positions_BT=index, kv_positions_BS=index, impl="block")
+    assert_close(actual, attention(*x[:3], window=(19, 0), impl="block"), 1e-6)
 
 
 @pytest.mark.parametrize("impl", ["block", "reference"])
@@ -146,12 +242,25 @@ def test_rows_that_see_nothing(impl):
     t = 40
     x = arrays(t)
     ids = jnp.zeros((B, t), jnp.int32).at[0, 10:20].set(3)
-    got = with_gradients(functools.partial(attention, impl=impl), *x, segment_ids_BT=ids)
     hidden = np.asarray(ids == 0)
+    got = all_gradients(impl, *x, segment_ids_BT=ids)
+    assert np.all((np.asarray(got.pop("lse")) == 99) == hidden[..., None])
     for name, value in got.items():
         assert np.all(np.isfinite(value)), name
         assert np.all(np.asarray(value)[hidden] == 0), name
         assert np.any(np.asarray(value)[~hidden] != 0), name
+
+
+@pytest.mark.parametrize("impl", ["block", "reference"])
+def test_no_number_for_a_hidden_row_harms_nothing(impl):
+    """-inf - -inf in a caller's merge sends NaN back to the lse of rows that see nothing."""
+    t = 10
+    q, k, v, do = arrays(t)
+    ids = jnp.ones((B, t), jnp.int32).at[:, 4:6].set(0)
+    dlse = jnp.where(ids == 0, jnp.nan, 1.0)[..., None] * jnp.ones((B, t, H))
+    f = lambda *x: attention_with_lse(*x, segment_ids_BT=ids, impl=impl)
+    gradients = jax.jit(lambda *x: jax.vjp(f, *x)[1]((do, dlse)))(q, k, v)
+    assert all(np.all(np.isfinite(g)) for g in gradients)
 
 
 @pytest.mark.parametrize("impl", ["block", "reference"])
@@ -169,12 +278,18 @@ def test_bfloat16_is_near_float32():
     assert_close(actual, with_gradients(attention_reference, *x), 1.2e-2)
 
 
-def test_causality_is_exact(monkeypatch):
+@pytest.mark.parametrize("name", ["causal", "band"])
+def test_no_gradient_from_unseen_keys(name, monkeypatch):
     monkeypatch.setattr(attention_block, "QUERIES", 16)
-    q, k, v, _ = arrays(50)
-    for cut in (0, 15, 16, 33):
-        only = jax.grad(lambda k, v, cut=cut: jnp.sum(attention(q, k, v, impl="block")[:, : cut + 1]), (0, 1))(k, v)
-        assert all(np.all(np.asarray(g)[:, cut + 1 :] == 0) for g in only)
+    q, k, v, do = arrays(50)
+    see = seen_by(50, 50, **CASES[name])
+    f = lambda *x: attention_with_lse(*x, impl="block", **CASES[name])
+    pull = jax.jit(lambda do, dlse: jax.vjp(f, q, k, v)[1]((do, dlse)))
+    for t in (0, 15, 16, 33):
+        only = (jnp.arange(50) == t).astype(jnp.float32)[None, :, None]
+        dk, dv = pull(do * only[..., None], dlse_of(do) * only)[1:]
+        for g in (dk, dv):
+            assert np.array_equal(np.any(np.asarray(g) != 0, axis=(0, 2, 3)), see[t])
 
 
 def test_memory_grows_with_time_not_its_square():
@@ -184,50 +299,72 @@ def test_memory_grows_with_time_not_its_square():
         g = jax.grad(lambda q, k, v: jnp.sum(f(q, k, v)), (0, 1, 2))
         return jax.jit(g).lower(q, k, k).compile().memory_analysis().temp_size_in_bytes
 
+    both = lambda *x: sum(jnp.sum(y) for y in attention_with_lse(*x))
     short, long, naive = temporary(attention, 1024), temporary(attention, 4096), temporary(attention_reference, 4096)
     assert long <= naive / 8
     assert long <= 5 * short
+    assert temporary(both, 4096) <= 1.1 * long
 
 
 def test_compiles_once_for_all_lengths_of_program():
     """A long causal call is a bounded program: stripes, not blocks, are written out."""
-    from jaxeff.ops.attention_block import MAX_STRIPES, Options, plan
-
-    options = Options(True, None, 1.0, None, True)
     for t in (1, 64, 65, 1000, 4096, 100_000):
-        size, stripes = plan(t, t, options)
-        assert len(stripes) <= MAX_STRIPES
+        size, stripes = plan(t, t, static())
+        assert len(stripes) <= attention_block.MAX_STRIPES
         assert stripes[0].first == 0 and all(a.end == b.first for a, b in zip(stripes, stripes[1:], strict=False))
         assert stripes[-1].end * size >= t > (stripes[-1].end - 1) * size
         work = sum((stripe.end - stripe.first) * size * stripe.length for stripe in stripes)
         assert work <= 0.66 * t * t or t < 512
 
 
-@pytest.mark.parametrize("name", ["causal", "full", "window", "softcap"])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("t, s", [(1000, 1000), (200, 1000), (1000, 200)])
+def test_blocks_meet_the_keys_they_see(t, s, name):
+    """Every key that a query sees is in its block, and a narrow band's blocks are narrow."""
+    see = seen_by(t, s, **CASES[name])
+    size, stripes = plan(t, s, static(**CASES[name]))
+    for stripe in stripes:
+        for i, start in zip(range(stripe.first, stripe.end), stripe.starts, strict=True):
+            rows = see[i * size : (i + 1) * size]
+            assert 0 <= start and start + stripe.length <= s
+            assert rows[:, start : start + stripe.length].sum() == rows.sum()
+    if "window" in CASES[name] and sum(CASES[name]["window"]) < 100:
+        assert stripes[0].length == size + sum(CASES[name]["window"])
+
+
+@pytest.mark.parametrize("name", ["causal", "full", "window", "band", "softcap"])
 def test_splash_kernel(name):
     """The TPU kernel, interpreted."""
     t, options = 256, CASES[name]
-    q, k, v, _ = arrays(t, b=B, h=4, k=2, c=32, e=32)
+    x = arrays(t, b=B, h=4, k=2, c=32, e=32)[:3]
     for ids in (None, segments(t)):
-        expected = attention_reference(q, k, v, segment_ids_BT=ids, **options)
-        static = attention_block.Options(
-            options.get("causal", True), options.get("window"), 32**-0.5, options.get("softcap"), True
-        )
-        actual = attention_splash(q, k, v, None, None, ids, ids, static, interpret=True)
+        expected = attention_reference(*x, segment_ids_BT=ids, **options)
+        inputs = Inputs(*x, segments=ids, kv_segments=ids)
+        actual, _ = attention_splash(inputs, static(scale=32**-0.5, **options), interpret=True)
         assert_close(actual, expected, 1e-5, name)
 
 
-@pytest.mark.parametrize("name", ["causal", "full", "window"])
+@pytest.mark.parametrize("name", ["causal", "full", "window", "window, not causal"])
 def test_cudnn_arguments(name):
     """What cuDNN is asked for, computed by XLA instead."""
     t, options = 64, CASES[name]
     x = arrays(t, c=8, e=8)
     for ids in (None, segments(t)):
-        static = attention_block.Options(options.get("causal", True), options.get("window"), C**-0.5, None, True)
-        actual = with_gradients(
-            lambda q, k, v, ids=ids, static=static: attention_cudnn(q, k, v, None, None, ids, ids, static, "xla"), *x
-        )
-        assert_close(actual, with_gradients(attention_reference, *x, segment_ids_BT=ids, **options), 1e-5, name)
+        inputs = functools.partial(Inputs, segments=ids, kv_segments=ids)
+        f = lambda *x, inputs=inputs: attention_cudnn(inputs(*x), static(**options), "xla")[0]
+        expected = with_gradients(attention_reference, *x, segment_ids_BT=ids, **options)
+        assert_close(with_gradients(f, *x), expected, 1e-5, name)
+
+
+def test_cudnn_sees_nothing_to_the_right(monkeypatch):
+    """JAX's cuDNN attention has a left window only."""
+    gpu = types.SimpleNamespace(client=types.SimpleNamespace(platform_version="CUDA"), compute_capability="9.0")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    inputs = Inputs(*arrays(8, e=C, dtype=jnp.bfloat16)[:3])
+    assert "nothing to the right" in why_not_cudnn(inputs, static(causal=False, window=(2, 3)))
+    for options in (dict(), dict(causal=False), dict(window=(2, 0)), dict(causal=False, window=(2, 0))):
+        assert why_not_cudnn(inputs, static(**options)) is None
 
 
 @pytest.mark.parametrize(
@@ -236,7 +373,14 @@ def test_cudnn_arguments(name):
         (dict(impl="flash"), "no attention implementation is called 'flash'; did you mean 'splash'"),
         (dict(impl="splash"), "needs a TPU; the backend is cpu"),
         (dict(impl="cudnn"), "needs an NVIDIA GPU; the backend is cpu"),
-        (dict(window=0), "window must be at least 1, found 0"),
+        (dict(window=5), r"window must be \(left, right\), found 5; .*write window=\(4, 0\)"),
+        (dict(window=(-1, 0)), r"two integers of at least 0, found \(-1, 0\)"),
+        (dict(window=(2, -3), causal=False), r"two integers of at least 0, found \(2, -3\)"),
+        (dict(window=(2, None), causal=False), r"two integers of at least 0, found \(2, None\)"),
+        (
+            dict(window=(2, 3)),
+            r"causal=True sees nothing to the right, found window=\(2, 3\): write window=\(2, 0\), or",
+        ),
         (dict(kv_segment_ids_BS=jnp.ones((B, 8), jnp.int32)), "without segment_ids_BT"),
         (dict(segment_ids_BT=jnp.ones((B, 7), jnp.int32)), r"segment_ids_BT has shape \(2, 7\), expected \(2, 8\)"),
         (dict(positions_BT=jnp.ones((8,), jnp.int32)), r"positions_BT has shape \(8,\), expected \(2, 8\)"),
@@ -246,6 +390,14 @@ def test_errors(changes, message):
     q, k, v, _ = arrays(8)
     with pytest.raises(ValueError, match=message):
         attention(q, k, v, **changes)
+
+
+@pytest.mark.parametrize("impl", ["splash", "cudnn"])
+def test_lse_of_a_kernel_is_an_error(impl):
+    with pytest.raises(
+        ValueError, match=rf"attention_with_lse\(impl='{impl}'\).*write impl='block' or impl='reference'"
+    ):
+        attention_with_lse(*arrays(8)[:3], impl=impl)
 
 
 def test_errors_of_shape():
