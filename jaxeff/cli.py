@@ -55,15 +55,20 @@ def _workdir(command: argparse.ArgumentParser):
     command.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
 
 
+# What the weights of an objective's sums count, where a person wants to know.
+UNITS = {"loss": "targets", "bits": "bytes"}
+
+
 # Each command imports what it needs: `jaxeff --help` does not wait for JAX.
 
 
 def train(args: argparse.Namespace) -> None:
     """`jaxeff train`."""
-    from jaxeff.train.experiment import load
-    from jaxeff.train.loop import fit, on_signal
+    from jaxeff.train.config_file import load
+    from jaxeff.train.loop import fit
     from jaxeff.train.overrides import override
     from jaxeff.train.progress import shown
+    from jaxeff.train.signals import on_signal
 
     experiment = override(load(args.config), args.set)
     with on_signal() as stop, shown() as report:
@@ -72,25 +77,25 @@ def train(args: argparse.Namespace) -> None:
         again = shlex.join(["jaxeff", *sys.argv[1:]])
         print(f"stopped and saved at step {result.step} of {experiment.train.steps}; to go on: {again}", flush=True)
         return
-    score = "" if result.bits_per_byte is None else f": validation {result.bits_per_byte:.4f} bits per byte"
+    score = "" if result.score is None else f": validation {experiment.objective.score.describe(result.score)}"
     print(f"trained {result.step} steps in {args.workdir}{score}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """`jaxeff eval`."""
-    from jaxeff.evaluate.perplexity import evaluate
+    from jaxeff.evaluate.scores import evaluate
     from jaxeff.train.progress import shown
     from jaxeff.train.trained import load_trained
 
     with shown() as report:
         run = load_trained(args.workdir, report)
-        batches = run.prepared.eval(args.split)
-        bytes_V = run.prepared.tokenizer.token_bytes
+        e = run.experiment
         found = evaluate(
-            run.experiment.model, run.weights, batches, bytes_V, policy=run.experiment.policy, report=report.stage
+            e.objective, e.model, run.weights, run.prepared.eval(args.split), policy=e.policy, report=report.stage
         )
-    print(f"{args.split} at step {run.step}: loss {found['loss']:.4f} nats per token, perplexity {found['perplexity']:.2f},"
-          f" {found['bits_per_byte']:.4f} bits per byte ({found['n_tokens']:,} tokens, {found['n_bytes']:,} bytes)")  # fmt: skip
+    scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.scores.items())
+    weights = ", ".join(f"{found.sums[name].weight:,.0f} {unit}" for name, unit in UNITS.items() if name in found.sums)
+    print(f"{args.split} at step {run.step}: {scores} ({weights})")
 
 
 def generate(args: argparse.Namespace) -> None:

@@ -19,4 +19,4 @@ def apply_mixer(mixer, params, x_BTD, state, ctx):
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply_model(lm, params, tokens_BT, state, ctx):
-    return lm.apply(params, tokens_BT, state, ctx)
+    return lm.apply(params, tokens_BT, state, ctx=ctx)

@@ -63,8 +63,8 @@ def readings(capsys, *words) -> str:
 def test_eval_prints_readings(trained, capsys):
     validation = readings(capsys, "--workdir", trained)
     assert re.fullmatch(
-        r"validation at step 8: loss \d\.\d{4} nats per token, perplexity \d+\.\d\d, \d\.\d{4} bits per byte"
-        r" \([\d,]+ tokens, [\d,]+ bytes\)",
+        r"validation at step 8: loss \d\.\d{4}, perplexity \d+\.\d{4}, accuracy 0\.\d{4}, bits per byte \d\.\d{4}"
+        r" \([\d,]+ targets, [\d,]+ bytes\)",
         validation,
     )
     test = readings(capsys, "--workdir", trained, "--split", "test")
@@ -88,7 +88,7 @@ def test_generate_continues_the_prompt(trained, capsys):
     [
         (["train.stepz=3"], "did you mean 'steps'"),
         (["train.steps=three"], "expected an integer, found 'three'"),
-        (["model.pattern=gqq"], "did you mean 'gqa'"),
+        (["model.stages.0.pattern=gqq"], "did you mean 'gqa'"),
         (["optim.name=adamm"], "did you mean"),
         (["data.batch_size=3", "train.accumulate=2"], "data.batch_size=3 is not divisible"),
         (["mesh.data=64", "data.batch_size=64"], "needs 64 devices; there are 4"),

@@ -11,11 +11,12 @@ a few steps each, and 300 kB of the text.
 import os
 
 from jaxeff.core.errors import UserError
-from jaxeff.data import Data, PythonDocs, SentencePiece
-from jaxeff.lab.ablation import Ablation, Variant
+from jaxeff.data import PythonDocs, SentencePiece, TextData
+from jaxeff.lab.ablation import Ablation, stages
 from jaxeff.mixers import GQA, MHA, MQA, LinearAttention, SlidingWindow
 from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
+from jaxeff.models.stack import Stage
 from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.optim import Optim
 
@@ -43,12 +44,12 @@ def full() -> Ablation:
         name="quickstart",
         description="Five sequence mixers in one Transformer of equal size, trained on the documentation of this Python.",
         base=Experiment(
-            model=LM(vocab_size=VOCABULARY, d_model=96, repeats=4),
-            data=Data(PythonDocs(), SentencePiece(vocab_size=VOCABULARY), seq_len=256, batch_size=2),
+            model=LM(vocab_size=VOCABULARY, d_model=96, stages=(Stage(("gqa",), 4),)),
+            data=TextData(PythonDocs(), SentencePiece(vocab_size=VOCABULARY), seq_len=256, batch_size=2),
             optim=Optim("muon", schedule="cosine", warmup=0.1),
             train=Train(steps=400, log_every=1, eval_batches=64),
         ),
-        variants=tuple(Variant(name, (Block(mixer),)) for name, mixer in mixers.items()),
+        variants=tuple(stages(name, Block(mixer)) for name, mixer in mixers.items()),
         lrs=(0.006, 0.012, 0.024),
         seeds=(0, 1, 2),
         sweep_steps=200,
@@ -63,12 +64,12 @@ def reduced() -> Ablation:
         name="quickstart-reduced",
         description="A check that everything works: these runs are too short for their numbers to mean anything.",
         base=Experiment(
-            model=LM(vocab_size=512, d_model=64, repeats=2),
-            data=Data(PythonDocs(), SentencePiece(vocab_size=512), seq_len=128, batch_size=4, max_bytes=300_000),
+            model=LM(vocab_size=512, d_model=64, stages=(Stage(("gqa",), 2),)),
+            data=TextData(PythonDocs(), SentencePiece(vocab_size=512), seq_len=128, batch_size=4, max_bytes=300_000),
             optim=Optim("muon", schedule="cosine", warmup=0.1),
             train=Train(steps=20, log_every=1),
         ),
-        variants=tuple(Variant(name, (Block(mixer),)) for name, mixer in mixers.items()),
+        variants=tuple(stages(name, Block(mixer)) for name, mixer in mixers.items()),
         lrs=(0.01, 0.02),
         seeds=(0, 1),
         sweep_steps=8,

@@ -1,16 +1,16 @@
 """Time of one decode step as the context grows. B batch, T time."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 
 from jaxeff.bench.record import record
-from jaxeff.bench.timing import alternate, seconds, summary
+from jaxeff.core.errors import lookup
 from jaxeff.core.spec import init
+from jaxeff.evaluate.decoding import Decoding
+from jaxeff.evaluate.timing import alternate, seconds, summary
 from jaxeff.mixers.registry import MIXERS
 from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
+from jaxeff.models.stack import Stage
 
 
 def generate(
@@ -29,11 +29,12 @@ def generate(
     lengths = [int(n) for n in contexts.split(",")]
     clocks = {}
     for name in mixers.split(","):
-        lm = LM(vocab_size=1024, d_model=d_model, pattern=(Block(MIXERS[name]()),), repeats=layers)
+        lm = LM(vocab_size=1024, d_model=d_model, stages=(Stage((Block(lookup(MIXERS, name, "mixer")()),), layers),))
         params = jax.jit(lambda lm=lm: init(lm.specs(), jax.random.key(0)))()
         for n in lengths:
-            clocks[name, n] = decode_clock(lm, params, n, batch, tokens)
-    times = summary(alternate(clocks, rounds, pause=0.0))
+            decoding = Decoding(lm, params, n, tokens, batch)
+            clocks[name, n] = lambda run=decoding.further_tokens: seconds(run)
+    times = summary(alternate(clocks, rounds))
     rows = [
         {
             "mixer": name,
@@ -57,25 +58,3 @@ def generate(
         growth=growth,
         meaning=f"{ours}: time a token at a context of {last} over that at {first}; 1 is flat",
     )
-
-
-def decode_clock(lm: LM, params, context: int, batch: int, tokens: int):
-    """A clock of `tokens` greedy decode steps after `context` tokens of prompt."""
-    prompt_BT = jax.random.randint(jax.random.key(1), (batch, context), 0, lm.vocab_size)
-
-    @jax.jit
-    def prefill(params):
-        logits_BTV, state = lm.apply(params, prompt_BT, lm.init_state(batch, context + tokens, jnp.float32))
-        return jnp.argmax(logits_BTV[:, -1:], axis=-1), state
-
-    @functools.partial(jax.jit)
-    def decode(params, token_B1, state):
-        def step(carry, _):
-            token_B1, state = carry
-            logits_B1V, state = lm.apply(params, token_B1, state)
-            return (jnp.argmax(logits_B1V, axis=-1), state), None
-
-        return jax.lax.scan(step, (token_B1, state), None, length=tokens)[0][0]
-
-    start = jax.block_until_ready(prefill(params))
-    return lambda: seconds(lambda: decode(params, *start))

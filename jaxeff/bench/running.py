@@ -9,15 +9,16 @@ import jax
 
 from jaxeff.bench.record import record
 from jaxeff.bench.training import Size, random_batch
-from jaxeff.data import Data, Prepared
+from jaxeff.data import Prepared, TextData
 from jaxeff.models.lm import LM
 from jaxeff.train.checkpoint import Checkpoints
-from jaxeff.train.experiment import Experiment, Train, load
+from jaxeff.train.config_file import load
+from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.loop import fit
 from jaxeff.train.step import make_step, put, start
 
 # The size of configs/quickstart.py: a run of which a laptop makes many.
-QUICKSTART = Experiment(LM(vocab_size=1024, d_model=128), Data(seq_len=256, batch_size=8), train=Train(steps=1000))
+QUICKSTART = Experiment(LM(vocab_size=1024, d_model=128), TextData(seq_len=256, batch_size=8), train=Train(steps=1000))
 
 
 def _experiment(config: str | None) -> Experiment:

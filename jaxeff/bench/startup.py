@@ -9,10 +9,12 @@ from statistics import median
 import jax
 
 from jaxeff.bench.record import record
-from jaxeff.bench.timing import alternate, summary
+from jaxeff.bench.timing import PAUSE
 from jaxeff.bench.training import Size, random_batch
-from jaxeff.data import Data
+from jaxeff.data import TextData
+from jaxeff.evaluate.timing import alternate, summary
 from jaxeff.models.lm import LM
+from jaxeff.models.stack import Stage
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.optim import Optim
 from jaxeff.train.step import make_step
@@ -23,7 +25,7 @@ _FRESH = itertools.count()
 def import_time(rounds: int = 7) -> dict:
     """Seconds of `import jaxeff` against `import jax`, each in fresh interpreters that take turns."""
     clocks = {name: lambda name=name: import_seconds(name) for name in ("jax", "jaxeff")}
-    times = alternate(clocks, rounds)
+    times = alternate(clocks, rounds, pause=PAUSE)
     middle = {name: median(values) for name, values in times.items()}
     rows = [{"statement": f"import {name}", "median_s": middle[name], "minimum_s": min(times[name])} for name in times]
     return record(
@@ -47,7 +49,7 @@ def import_seconds(module: str) -> float:
 def compile_time(shallow: int = 4, deep: int = 32, d_model: int = 256, rounds: int = 2) -> dict:
     """Seconds to trace and compile the training step of a deep model against a shallow one; layers are scanned."""
     clocks = {n: lambda n=n: compile_seconds(n, d_model) for n in (shallow, deep)}
-    times = summary(alternate(clocks, rounds))
+    times = summary(alternate(clocks, rounds, pause=PAUSE))
     rows = [{"layers": n, "median_s": times[n][0], "minimum_s": times[n][1]} for n in times]
     return record(
         "compile",
@@ -64,7 +66,10 @@ def compile_seconds(layers: int, d_model: int, time_steps: int = 256, batch: int
     """Seconds from nothing to the compiled training step of a GQA model."""
     # Another constant each time, so that no cache knows the program.
     optim = Optim(b2=0.95 - 1e-6 * next(_FRESH))
-    model, data = LM(vocab_size=1024, d_model=d_model, repeats=layers), Data(seq_len=time_steps, batch_size=batch)
+    model, data = (
+        LM(vocab_size=1024, d_model=d_model, stages=(Stage(("gqa",), layers),)),
+        TextData(seq_len=time_steps, batch_size=batch),
+    )
     experiment = Experiment(model, data, optim=optim)
     step = make_step(experiment)
     shapes = jax.eval_shape(lambda: random_batch(Size(d_model, time_steps, batch)))

@@ -9,17 +9,19 @@ import dataclasses
 
 import numpy as np
 
-from jaxeff.bench.peer import Peer
+from jaxeff.bench.peer import PROGRAMS, Peer
 from jaxeff.bench.record import record
-from jaxeff.bench.timing import MATMUL, alternate, matmul_clock, seconds, summary
+from jaxeff.bench.timing import MATMUL, PAUSE, matmul_clock
 from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.precision import POLICIES
 from jaxeff.core.spec import count
-from jaxeff.data import Data
+from jaxeff.data import TextData
+from jaxeff.evaluate.timing import alternate, seconds, summary
 from jaxeff.mixers.gqa import GQA
 from jaxeff.mixers.mlp import MLP
 from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
+from jaxeff.models.stack import Stage
 from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.step import make_step, put, start
 
@@ -49,7 +51,7 @@ class Size:
     @property
     def lm(self) -> LM:
         block = Block(GQA(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads), MLP(d_hidden=self.d_hidden))
-        return LM(self.vocab_size, self.d_model, (block,), self.n_layers)
+        return LM(self.vocab_size, self.d_model, (Stage((block,), self.n_layers),))
 
     @property
     def flops(self) -> float:
@@ -77,6 +79,7 @@ def train(
     lookup(POLICIES, dtype, "dtype")
     asked = [Size(width, *_pair(text)) for width in _numbers(d_model) for text in sizes.split(",")]
     rows, versions = [], {}
+    lookup(PROGRAMS | {"none": None}, peer, "peer")
     with contextlib.nullcontext() if peer == "none" else Peer(peer, peer_python) as other:
         for size in asked:
             row, versions = compare(size, dtype, other, rounds)
@@ -114,7 +117,7 @@ def compare(size: Size, dtype: str, other: Peer | None, rounds: int) -> tuple[di
             raise AssertionError(f"{size}: the peer has {answer['n_params']} parameters, we {count(size.lm.specs())}")
         clocks["peer step"] = lambda: other.ask(do="step", name="llama")["seconds"]
         clocks["peer matmul"] = lambda: other.ask(do="matmul", n=MATMUL, dtype=dtype)["seconds"]
-    times = summary(alternate(clocks, rounds, warmup=2))
+    times = summary(alternate(clocks, rounds, warmup=2, pause=PAUSE))
     if other is not None:
         other.ask(do="drop", name="llama")
     return _row(size, times), versions
@@ -146,7 +149,7 @@ def _row(size: Size, times: dict[str, tuple[float, float]]) -> dict:
 def step_clock(size: Size, dtype: str):
     """A clock of one training step of ours on a batch of one segment a row, the form that the loop runs."""
     experiment = Experiment(
-        size.lm, Data(seq_len=size.time, batch_size=size.batch), train=Train(steps=1000), precision=dtype
+        size.lm, TextData(seq_len=size.time, batch_size=size.batch), train=Train(steps=1000), precision=dtype
     )
     step = make_step(experiment)
     batch = put(random_batch(size), step.mesh)

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from jaxeff.core.target import platform
+
 MIN_ROWS = 64  # with fewer rows (decoding) the product is as cheap as a copy of the weight
 
 
@@ -25,7 +27,7 @@ def einsum(eqn: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """`jnp.einsum(eqn, x, w.astype(x.dtype))`."""
     n_in = inner(eqn)
     rows = math.prod(x.shape[: x.ndim - (n_in or 0)])
-    if n_in is None or rows < MIN_ROWS or jax.default_backend() != "cpu":
+    if n_in is None or rows < MIN_ROWS or platform() != "cpu":
         return jnp.einsum(eqn, x, w.astype(x.dtype))
     return (half if x.dtype in (jnp.bfloat16, jnp.float16) else full)(x, w, n_in)
 

@@ -7,7 +7,6 @@ divide is replicated, which is logged once.
 import functools
 import logging
 import math
-from collections.abc import Mapping
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -16,21 +15,44 @@ from jaxeff.core.errors import UserError, lookup
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
-RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "time": ("sequence",),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "head_dim": (),
-    "mlp": ("tensor",),
-    "state": (),
-    "vocab": ("tensor",),
-    "layer": (),
-    "rank": (),
-    "conv": (),
-    "expert": ("tensor",),
-}
+
+class Rules(tuple):
+    """The mesh axes of each logical axis, as (name, mesh axes) pairs: a value that can be hashed. Another table is
+    `RULES.replace(mlp=())`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, **table: tuple[str, ...]) -> "Rules":
+        """Rules from keyword arguments."""
+        return cls(table.items())
+
+    def replace(self, **table: tuple[str, ...]) -> "Rules":
+        """These rules with some names changed. Raises UserError for a name that is none."""
+        for name in table:
+            self.of_axis(name)
+        return Rules((dict(self) | table).items())
+
+    def of_axis(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes of a logical axis; none for None. Raises UserError for an unknown name."""
+        return () if name is None else lookup(dict(self), name, "logical axis")
+
+
+RULES = Rules.of(
+    batch=("data", "fsdp"),
+    time=("sequence",),
+    embed=("fsdp",),
+    heads=("tensor",),
+    kv_heads=("tensor",),
+    head_dim=(),
+    mlp=("tensor",),
+    state=(),
+    vocab=("tensor",),
+    layer=(),
+    rank=(),
+    conv=(),
+    expert=("tensor",),
+)
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
@@ -55,17 +77,20 @@ def _log_replicated(name: str, size: int, parts: int):
     logging.getLogger("jaxeff").info("axis %r of size %d is not divisible by %d: replicated", name, size, parts)
 
 
-def pspec(axes, shape, mesh, rules: Mapping[str, tuple[str, ...]] = RULES) -> PartitionSpec:
+def pspec(axes, shape, mesh, rules: Rules = RULES, n_stacked: int = 0) -> PartitionSpec:
     """The PartitionSpec of an array with logical `axes` and `shape`.
 
-    Raises UserError for an unknown axis name, and when two dimensions fall on the same mesh axis.
+    The leading `n_stacked` dimensions number equal weights and take their mesh axes first: where experts are spread over
+    devices, what is inside an expert is not spread over the same ones.
+
+    Raises UserError for an unknown axis name, and when two dimensions of one weight fall on the same mesh axis.
     """
     sizes = dict(mesh.shape)
     used: dict[str, str] = {}
+    outer: set[str] = set()
     entries = []
-    for name, size in zip(axes, shape, strict=True):
-        targets = () if name is None else lookup(dict(rules), name, "logical axis")
-        targets = tuple(t for t in targets if sizes.get(t, 1) > 1)
+    for i, (name, size) in enumerate(zip(axes, shape, strict=True)):
+        targets = tuple(t for t in rules.of_axis(name) if sizes.get(t, 1) > 1 and t not in outer)
         parts = math.prod(sizes[t] for t in targets)
         if size % parts:
             _log_replicated(name, size, parts)
@@ -74,23 +99,29 @@ def pspec(axes, shape, mesh, rules: Mapping[str, tuple[str, ...]] = RULES) -> Pa
             if target in used:
                 raise UserError(f"axes {used[target]!r} and {name!r} of one array both fall on mesh axis {target!r}")
             used[target] = name
+        if i < n_stacked:
+            outer |= set(targets)
         entries.append(targets[0] if len(targets) == 1 else targets or None)
     return PartitionSpec(*entries)
 
 
-def shardings(specs, mesh, rules: Mapping[str, tuple[str, ...]] = RULES):
+def shardings(specs, mesh, rules: Rules = RULES):
     """A NamedSharding for each Spec of the tree."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, pspec(spec.axes, spec.shape, mesh, rules)), specs)
+
+    def one(spec):
+        return NamedSharding(mesh, pspec(spec.axes, spec.shape, mesh, rules, spec.n_stacked))
+
+    return jax.tree.map(one, specs)
 
 
-def constrain(x: jax.Array, axes, mesh=None, rules: Mapping[str, tuple[str, ...]] = RULES) -> jax.Array:
+def constrain(x: jax.Array, axes, mesh=None, rules: Rules = RULES) -> jax.Array:
     """Tell the compiler how an activation is laid out; without a mesh, x itself. Used at block boundaries only."""
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, pspec(axes, x.shape, mesh, rules)))
 
 
-def batch_sharding(mesh, rules: Mapping[str, tuple[str, ...]] = RULES) -> NamedSharding:
+def batch_sharding(mesh, rules: Rules = RULES) -> NamedSharding:
     """The sharding of a batch's leading dimension."""
-    targets = tuple(t for t in rules["batch"] if mesh.shape[t] > 1)
+    targets = tuple(t for t in rules.of_axis("batch") if mesh.shape[t] > 1)
     return NamedSharding(mesh, PartitionSpec(targets or None))

@@ -22,12 +22,14 @@ from jaxeff.core.tree import map_with_path
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where an initial value goes: its number of input dimensions, and its layer of how many (None outside a stack)."""
+    """Where an initial value goes: its number of input dimensions, and its layer of how many (outside a stack, 0 of 1)."""
 
     n_in: int
-    layer: Any = None
-    n_layers: int | None = None
+    layer: Any = 0
+    n_layers: int = 1
 
+
+LAYER = "layer"
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any, Site], jax.Array]
 
@@ -51,7 +53,7 @@ def fan_in(key, shape, dtype, site: Site):
 
 def residual(key, shape, dtype, site: Site):
     """`fan_in` divided by sqrt(2 L): keeps the residual stream's variance at init independent of depth (GPT-2, section 2.3)."""
-    return fan_in(key, shape, dtype, site) * jnp.asarray((2 * (site.n_layers or 1)) ** -0.5, dtype)
+    return fan_in(key, shape, dtype, site) * jnp.asarray((2 * site.n_layers) ** -0.5, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +78,32 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """One initial value per layer, `inner` called with each layer's own key and depth."""
+    """One initial value per entry of a stack, `inner` called with the entry's own key and, where entries are layers, depth."""
 
     inner: Initializer
+    axis: str
     start: int
     step: int
     total: int
 
     def __call__(self, key, shape, dtype, site: Site):
-        def one(layer):
-            return self.inner(jax.random.fold_in(key, layer), shape[1:], dtype, Site(site.n_in, layer, self.total))
+        def one(entry):
+            inner = Site(site.n_in, entry, self.total) if self.axis == LAYER else site
+            return self.inner(jax.random.fold_in(key, entry), shape[1:], dtype, inner)
 
         return jax.vmap(one)(self.start + self.step * jnp.arange(shape[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class AtDepth:
+    """`inner` as layer `layer` of `total`: for a weight that stands at a depth without being stacked."""
+
+    inner: Initializer
+    layer: int
+    total: int
+
+    def __call__(self, key, shape, dtype, site: Site):
+        return self.inner(key, shape, dtype, Site(site.n_in, self.layer, self.total))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +112,10 @@ class Spec:
 
     shape: dimensions, inputs first. axes: a logical name (see `core.sharding.RULES`) or None for each dimension.
     init: a module-level function or frozen dataclass called as `(key, shape, dtype, site)`. dtype: None follows the
-    caller's choice. n_in: how many leading dimensions (after a `layer` axis) are inputs.
+    caller's choice. n_stacked: how many leading dimensions number equal weights (layers, experts). n_in: how many of the
+    dimensions after these are inputs.
 
-    Raises ValueError when shape and axes disagree or n_in is out of range.
+    Raises ValueError when shape and axes disagree, or n_in and n_stacked are out of range.
     """
 
     shape: tuple[int, ...]
@@ -106,6 +123,7 @@ class Spec:
     init: Initializer = fan_in
     dtype: Any = None
     n_in: int = 1
+    n_stacked: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -116,13 +134,28 @@ class Spec:
             )
         if any(not isinstance(n, int) or n < 1 for n in self.shape):
             raise ValueError(f"Spec dimensions must be positive integers, found {self.shape}")
-        if not 0 <= self.n_in <= len(self.shape):
-            raise ValueError(f"Spec of shape {self.shape} cannot have n_in={self.n_in}")
+        if not 0 <= self.n_stacked <= self.n_stacked + self.n_in <= len(self.shape):
+            raise ValueError(f"Spec of shape {self.shape} cannot have n_in={self.n_in} and n_stacked={self.n_stacked}")
 
     @property
-    def n_stacked(self) -> int:
-        """How many leading dimensions are layers: 1 inside a stack, else 0."""
-        return int(bool(self.axes) and self.axes[0] == "layer")
+    def stacked(self) -> tuple[int, ...]:
+        """The dimensions that number equal weights."""
+        return self.shape[: self.n_stacked]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The input dimensions of one weight."""
+        return self.shape[self.n_stacked : self.n_stacked + self.n_in]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The output dimensions of one weight."""
+        return self.shape[self.n_stacked + self.n_in :]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it takes inputs to outputs: a norm's scale and a bias over heads do not."""
+        return self.n_in > 0 and len(self.outputs) > 0
 
     @property
     def size(self) -> int:
@@ -156,17 +189,28 @@ def abstract(specs, dtype=jnp.float32):
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype or dtype), specs)
 
 
-def stack(specs, n: int, start: int = 0, step: int = 1, total: int | None = None):
-    """Specs of `n` layers along a new leading axis named `layer`.
+def stack(specs, n: int, start: int = 0, step: int = 1, total: int | None = None, axis: str = LAYER):
+    """Specs of `n` equal parts along a new leading axis.
 
-    Layer i is number `start + step * i` of `total` in the whole model; initial values may depend on it.
+    axis "layer": entry i is layer `start + step * i` of `total` in the whole model, which initial values may depend on.
+    Stacks nest: experts stacked along "expert" inside a layer keep the layer's depth.
     """
 
     def one(spec: Spec) -> Spec:
-        inner = Stacked(spec.init, start, step, total or n)
-        return dataclasses.replace(spec, shape=(n, *spec.shape), axes=("layer", *spec.axes), init=inner)
+        return dataclasses.replace(
+            spec,
+            shape=(n, *spec.shape),
+            axes=(axis, *spec.axes),
+            init=Stacked(spec.init, axis, start, step, total or n),
+            n_stacked=spec.n_stacked + 1,
+        )
 
     return jax.tree.map(one, specs)
+
+
+def at_depth(specs, layer: int, total: int):
+    """Specs of one layer that stands outside a stack, as layer `layer` of `total`."""
+    return jax.tree.map(lambda spec: dataclasses.replace(spec, init=AtDepth(spec.init, layer, total)), specs)
 
 
 def count(specs) -> int:

@@ -31,23 +31,30 @@ def map_with_path(f: Callable[..., Any], tree, *rest):
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(join(path), *leaves), tree, *rest)
 
 
-def match(rules: Sequence[tuple[str, Any]], names: Iterable[str]) -> dict[str, Any]:
+def match(rules: Sequence[tuple[str, Any] | str], names: Iterable[str], what: str = "rule") -> dict[str, Any]:
     """name -> setting of the first rule whose regular expression matches the whole name; names without one are left out.
 
-    Raises UserError for a rule that is no regular expression, and for one that matches no name at all, with the nearest.
+    A rule is (regex, setting), or a bare regex, whose setting is None. what: how an error calls a rule.
+    Raises UserError for a rule that is no regular expression, and for one that matches no name, or only such as earlier rules
+    took, with the nearest names.
     """
     names = list(names)
     found: dict[str, Any] = {}
-    for pattern, setting in rules:
+    for rule in rules:
+        pattern, setting = (rule, None) if isinstance(rule, str) else rule
         try:
             regex = re.compile(pattern)
         except re.error as error:
-            raise UserError(f"rule {pattern!r} is not a regular expression: {error}") from None
+            raise UserError(f"{what} {pattern!r} is not a regular expression: {error}") from None
         hits = [name for name in names if regex.fullmatch(name)]
         if not hits:
-            raise UserError(f"rule {pattern!r} matches no path; {nearest(pattern, names)}")
-        for name in hits:
-            found.setdefault(name, setting)
+            raise UserError(f"{what} {pattern!r} matches no path; {nearest(pattern, names)}")
+        new = [name for name in hits if name not in found]
+        if not new:
+            raise UserError(
+                f"{what} {pattern!r} matches only what rules before it took, such as {hits[0]!r}: put it first"
+            )
+        found |= dict.fromkeys(new, setting)
     return found
 
 

@@ -13,35 +13,44 @@ from jaxeff.core import matmul
 
 
 class Weight(abc.ABC):
-    """A weight that is not a plain array. Subclasses are registered pytrees whose leaves are arrays (or Specs)."""
+    """A weight that is not a plain array: a registered pytree whose leaves are arrays (or Specs).
 
-    @abc.abstractmethod
-    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`jnp.einsum(eqn, x, dense weight)` in x's dtype."""
-
-    @abc.abstractmethod
-    def take(self, ids: jax.Array, dtype) -> jax.Array:
-        """Rows `ids` of the weight's first dimension: shape `ids.shape + weight.shape[1:]`."""
+    Only `dense` must be written. The others rest on it, and are overridden where a node can do better than become dense.
+    """
 
     @abc.abstractmethod
     def dense(self, dtype) -> jax.Array:
-        """The weight as a plain array."""
+        """The weight as a plain array; leading dimensions that number equal weights (layers, experts) stay."""
+
+    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
+        """`jnp.einsum(eqn, x, dense weight)` in x's dtype."""
+        return matmul.einsum(eqn, x, self.dense(x.dtype))
+
+    def take(self, ids: jax.Array, dtype) -> jax.Array:
+        """Rows `ids` of the weight's first dimension: shape `ids.shape + weight.shape[1:]`."""
+        return take(self.dense(dtype), ids, dtype)
 
 
-def einsum(eqn: str, x: jax.Array, w) -> jax.Array:
-    """`jnp.einsum(eqn, x, w)` in x's dtype: the activation's dtype is the compute dtype."""
-    if isinstance(w, Weight):
-        return w.einsum(eqn, x)
-    return matmul.einsum(eqn, x, w)
+def is_weight(x) -> bool:
+    """Whether x is a weight node: `is_leaf` for trees in which a node counts as one weight."""
+    return isinstance(x, Weight)
+
+
+def einsum(eqn: str, x: jax.Array, w, dtype=None) -> jax.Array:
+    """`jnp.einsum(eqn, x, w)`. The activation's dtype is the compute dtype, and the result's unless `dtype` asks for a wider one,
+    in which products are then summed."""
+    if is_weight(w):
+        return w.einsum(eqn, x if dtype is None else x.astype(dtype))
+    if dtype is None:
+        return matmul.einsum(eqn, x, w)
+    return jnp.einsum(eqn, x, w.astype(x.dtype), preferred_element_type=dtype)
 
 
 def take(w, ids: jax.Array, dtype) -> jax.Array:
     """Rows of an embedding matrix, cast to `dtype`."""
-    if isinstance(w, Weight):
-        return w.take(ids, dtype)
-    return jnp.take(w, ids, axis=0, mode="clip").astype(dtype)
+    return w.take(ids, dtype) if is_weight(w) else jnp.take(w, ids, axis=0, mode="clip").astype(dtype)
 
 
 def dense(w, dtype) -> jax.Array:
     """The weight as a plain array of `dtype`."""
-    return w.dense(dtype) if isinstance(w, Weight) else w.astype(dtype)
+    return w.dense(dtype) if is_weight(w) else w.astype(dtype)

@@ -1,19 +1,31 @@
 """Text to batches: a source, split by hash, tokenized, packed, and served from an exact position.
 
-    data = Data(source=text("book.txt"), seq_len=512)
+    data = TextData(source=text("book.txt"), seq_len=512)
     prepared = data.prepare()
     batch = next(prepared.train())
 
 Importing this costs numpy only; TFDS, Grain and SentencePiece are imported where they are used.
 """
 
-from jaxeff.data.config import Data, Prepared
+from jaxeff.data.base import Data, Prepared
 from jaxeff.data.grammar import Grammar
 from jaxeff.data.python_sources import PythonCode, PythonDocs
+from jaxeff.data.text import TextData
 from jaxeff.data.text_files import Text
 from jaxeff.data.tokenizers import Bytes, SentencePiece
 
-__all__ = ["Bytes", "Data", "Grammar", "Prepared", "PythonCode", "PythonDocs", "SentencePiece", "Text", "text"]
+__all__ = [
+    "Bytes",
+    "Data",
+    "Grammar",
+    "Prepared",
+    "PythonCode",
+    "PythonDocs",
+    "SentencePiece",
+    "Text",
+    "TextData",
+    "text",
+]
 
 
 def text(paths, field: str | None = None) -> Text:

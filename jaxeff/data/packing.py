@@ -3,7 +3,7 @@
 Letters: B rows, T tokens of a row. A document is BOS + tokens + EOS. One longer than a row is cut; each further piece
 begins with the last token of the piece before it, as context only, so that every token but BOS is predicted once.
 
-Only `tokens` and `segment_ids` (from 1 in each row, 0 for padding) are kept; positions and the loss mask follow.
+Rows hold `tokens`, `segment_ids` (from 1 in each row, 0 for padding) and a loss mask; positions follow.
 """
 
 from typing import NamedTuple
@@ -98,17 +98,24 @@ def positions(segment_ids_BT: np.ndarray) -> np.ndarray:
 
 
 def loss_mask(segment_ids_BT: np.ndarray) -> np.ndarray:
-    """float32 [B, T]: 1 where the next token belongs to the same segment and is to be predicted here."""
-    mask_BT = np.zeros(segment_ids_BT.shape, np.float32)
+    """uint8 [B, T]: 1 where the next token belongs to the same segment and is to be predicted here."""
+    mask_BT = np.zeros(segment_ids_BT.shape, np.uint8)
     mask_BT[:, :-1] = (segment_ids_BT[:, 1:] == segment_ids_BT[:, :-1]) & (segment_ids_BT[:, 1:] > 0)
     return mask_BT
 
 
-def batch(tokens_BT: np.ndarray, segment_ids_BT: np.ndarray) -> dict[str, np.ndarray]:
+def target_bytes(tokens_BT: np.ndarray, loss_mask_BT: np.ndarray, token_bytes: np.ndarray) -> np.ndarray:
+    """int32 [B, T]: the bytes of text that the prediction at each place stands for; 0 where nothing is predicted."""
+    found_BT = np.zeros(tokens_BT.shape, np.int32)
+    found_BT[:, :-1] = np.asarray(token_bytes, np.int32)[tokens_BT[:, 1:]]
+    return np.where(loss_mask_BT > 0, found_BT, np.int32(0))
+
+
+def batch(tokens_BT: np.ndarray, segment_ids_BT: np.ndarray, loss_mask_BT: np.ndarray) -> dict[str, np.ndarray]:
     """What a model is given: int32 tokens, segment_ids, positions and float32 loss_mask, all [B, T]."""
     return {
         "tokens": tokens_BT.astype(np.int32),
         "segment_ids": segment_ids_BT.astype(np.int32),
         "positions": positions(segment_ids_BT),
-        "loss_mask": loss_mask(segment_ids_BT),
+        "loss_mask": loss_mask_BT.astype(np.float32),
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxeff.core.errors import UserError
-from jaxeff.data.packing import batch
+from jaxeff.data.packing import batch, target_bytes
 from jaxeff.data.rows import Rows
 
 _THREADS = 2
@@ -56,7 +56,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             .shuffle()
             .repeat(_EPOCHS)[process_index::process_count]
             .batch(batch_size // process_count)
-            .map(lambda i_B: batch(rows.tokens_BT[i_B], rows.segment_ids_BT[i_B]))
+            .map(lambda i_B: batch(rows.tokens_BT[i_B], rows.segment_ids_BT[i_B], rows.loss_mask_BT[i_B]))
         )
         ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         self._batches = iter(dataset.to_iter_dataset(ahead))
@@ -94,12 +94,21 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
 class EvalBatches:
     """One pass over a split, in order: `len(batches)` batches, the rows that are lacking in the last one all padding.
 
+    Where `token_bytes` [V] are given, batches also hold `target_bytes` int32 [B, T].
     The processes take turns with the rows and all have the same number of batches. Can be iterated over again.
     """
 
-    def __init__(self, rows: Rows, *, batch_size: int, process_index: int = 0, process_count: int = 1):
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        batch_size: int,
+        token_bytes: np.ndarray | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
         _check_processes(batch_size, process_index, process_count)
-        self._rows = rows
+        self._rows, self._token_bytes = rows, token_bytes
         self._batch_size, self._process_index, self._process_count = batch_size, process_index, process_count
 
     def __len__(self) -> int:
@@ -109,7 +118,11 @@ class EvalBatches:
         for n in range(len(self)):
             first = n * self._batch_size
             mine = slice(first + self._process_index, first + self._batch_size, self._process_count)
-            yield batch(self._filled(self._rows.tokens_BT[mine]), self._filled(self._rows.segment_ids_BT[mine]))
+            rows = (self._rows.tokens_BT, self._rows.segment_ids_BT, self._rows.loss_mask_BT)
+            found = batch(*(self._filled(x_BT[mine]) for x_BT in rows))
+            if self._token_bytes is not None:
+                found["target_bytes"] = target_bytes(found["tokens"], found["loss_mask"], self._token_bytes)
+            yield found
 
     def _filled(self, x_BT: np.ndarray) -> np.ndarray:
         return np.pad(x_BT, ((0, self._batch_size // self._process_count - len(x_BT)), (0, 0)))

@@ -10,19 +10,21 @@ import numpy as np
 
 from jaxeff.data.cache import Report, damaged, digest, publish, read_json, silent, write_json
 from jaxeff.data.corpus import Corpus
-from jaxeff.data.packing import pack
+from jaxeff.data.packing import loss_mask, pack
 from jaxeff.data.tokenizers import Tokenizer
 
-_LAYOUT = 1  # of the files in the cache and of the packing; raise it when they change
+_LAYOUT = 2  # of the files in the cache and of the packing; raise it when they change
 _ENCODE_AT_ONCE = 64  # documents
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split: tokens_BT (unsigned) and segment_ids_BT (from 1, 0 for padding)."""
+    """The rows of one split: tokens_BT (unsigned), segment_ids_BT (from 1, 0 for padding), and loss_mask_BT, the weight of the
+    prediction of the next token at each place."""
 
     tokens_BT: np.ndarray
     segment_ids_BT: np.ndarray
+    loss_mask_BT: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
@@ -49,6 +51,7 @@ def prepare_rows(
             tokens_BT, segment_ids_BT = pack(tokens, lengths, row_length)
             np.save(folder / f"{split}.tokens.npy", tokens_BT)
             np.save(folder / f"{split}.segment_ids.npy", segment_ids_BT)
+            np.save(folder / f"{split}.loss_mask.npy", loss_mask(segment_ids_BT))
             report(f"packing {split}", len(lengths), len(lengths))
             statistics[split] = {
                 "tokens": len(tokens) - 2 * len(lengths),
@@ -90,7 +93,8 @@ def tokenize(
 
 def _open(folder: Path, split: str) -> Rows:
     try:
-        tokens_BT = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
-        return Rows(tokens_BT, np.load(folder / f"{split}.segment_ids.npy", mmap_mode="r"))
+        return Rows(
+            *(np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in ("tokens", "segment_ids", "loss_mask"))
+        )
     except (OSError, ValueError) as error:
         raise damaged(folder, error) from error

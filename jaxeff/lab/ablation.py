@@ -1,4 +1,4 @@
-"""An ablation as a value: models that differ in one thing, and the protocol that compares them.
+"""An ablation as a value: experiments that differ in one thing, and the protocol that compares them.
 
     def ablation() -> Ablation: ...          in configs/ablations/X.py
     jaxeff ablate configs/ablations/X.py     see `jaxeff.lab.run`
@@ -7,28 +7,41 @@ The first variant is the baseline: the others are matched to its number of param
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.spec import count
-from jaxeff.lab.matching import TOLERANCE, match
+from jaxeff.lab.matching import TOLERANCE, VARY, match
 from jaxeff.models.block import Block
-from jaxeff.models.lm import LM
-from jaxeff.train.experiment import Experiment, call
+from jaxeff.models.stack import Stage, Tied
+from jaxeff.train.config_file import call
+from jaxeff.train.experiment import Experiment
+from jaxeff.train.overrides import replaced
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One model of an ablation: the base's LM with another `pattern` of blocks."""
+    """One row of an ablation: the base with other values of some fields, each named as `--set` names it.
+
+    Variant("muon", {"optim.name": "muon"})
+    """
 
     name: str
-    pattern: tuple[Block | str, ...]
+    changes: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise UserError(
                 f"a variant's name is made of letters, digits, - and _, as it names a folder; found {self.name!r}"
             )
+        changes = self.changes.items() if isinstance(self.changes, Mapping) else self.changes
+        object.__setattr__(self, "changes", tuple(changes))
+
+
+def stages(name: str, *pattern: Block | Tied | str) -> Variant:
+    """The variant with another pattern of blocks in the base's first stage."""
+    return Variant(name, {"model.stages.0.pattern": Stage(pattern).pattern})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +50,12 @@ class Ablation:
 
     base: everything that the models share, the length of the final runs included. lrs: the sweep, each rate tried for `sweep_steps`
     steps with the first seed. seeds: of the final runs; a seed sets the initial values and the order of the data. match: whether
-    the width of the MLP makes up for differences in size, "parameters" within `tolerance`, or "none". contexts, decode_tokens:
-    where and how long decoding is timed; timing_rounds: how many turns each model gets. environment: variables that the config
+    sizes are made equal, "parameters" within `tolerance`, or "none"; vary: a regular expression for the integer fields of the model
+    that make up for differences, by default the width of every MLP. contexts, decode_tokens: where and how long decoding is
+    timed; timing_rounds: how many turns each model gets. environment: variables that the config
     file reads, as they stand before the command that reproduces a row.
 
-    Raises UserError for no variants, two of one name, no seeds, no learning rates, no validation or test split, and contexts longer
-    than the model's positions.
+    Raises UserError for no variants, two of one name, no seeds, no learning rates, and contexts longer than the model's positions.
     """
 
     name: str
@@ -53,6 +66,7 @@ class Ablation:
     sweep_steps: int = 100
     match: Literal["parameters", "none"] = "parameters"
     tolerance: float = TOLERANCE
+    vary: str = VARY
     contexts: tuple[int, ...] = (256, 1024)
     decode_tokens: int = 32
     timing_rounds: int = 5
@@ -69,10 +83,6 @@ class Ablation:
             if getattr(self, field) < 1:
                 raise UserError(f"ablation {self.name!r}: {field} must be at least 1, found {getattr(self, field)}")
 
-        if not (self.base.data.valid_fraction and self.base.data.test_fraction):
-            raise UserError(
-                f"ablation {self.name!r} needs a validation split, to choose learning rates, and a test split: neither can be 0"
-            )
         bound, needed = self.base.model.max_positions, max(self.contexts, default=0) + self.decode_tokens
         if bound is not None and needed > bound:
             raise UserError(
@@ -96,30 +106,43 @@ class Ablation:
         lookup(dict.fromkeys(self.names), only, f"model of the ablation {self.name!r}")
         return (only,)
 
-    def model(self, name: str) -> LM:
-        """The LM of a variant, matched in size. Raises UserError when no MLP width gives the baseline's size."""
-        model = self._plain(name)
+    def matched(self, name: str) -> tuple[Experiment, int | None]:
+        """(the base with a variant's changes and matched in size, the value of the field that was varied, None where none was).
+
+        Raises UserError for fields that do not exist or fit, and when no value gives the baseline's size.
+        """
+        changed = self._changed(name)
         if self.match == "none" or name == self.baseline:
-            return model
-        return match(model, count(self._plain(self.baseline).specs()), self.tolerance, f"model {name!r}")
+            return changed, None
+        target = count(self._changed(self.baseline).specs)
+        if abs(count(changed.specs) / target - 1) == 0:
+            return changed, None
+        return match(changed, target, self.tolerance, self.vary, f"model {name!r}")
 
-    def _plain(self, name: str) -> LM:
-        pattern = next(variant.pattern for variant in self.variants if variant.name == name)
-        return dataclasses.replace(self.base.model, pattern=pattern)
+    def _changed(self, name: str) -> Experiment:
+        changes = next(variant.changes for variant in self.variants if variant.name == name)
+        try:
+            return replaced(self.base, changes)
+        except UserError as error:
+            raise UserError(f"variant {name!r}: {error}") from None
 
-    def experiment(self, name: str, lr: float, seed: int, steps: int | None = None) -> Experiment:
-        """One run: of the sweep with `steps`, else of the final length. It evaluates and saves at its end only."""
-        base = self.base
+    def words(self, name: str) -> str:
+        """What a variant changes, in words: `MQA(n_heads=4)`, `optim.name='muon'`."""
+        changes = next(variant.changes for variant in self.variants if variant.name == name)
+        return ", ".join(f"{path}={describe(value)}" for path, value in changes)
+
+    def experiment(self, name: str, lr: float, seed: int, sweep: bool = False) -> Experiment:
+        """One run, of the sweep or of the final length. It evaluates and saves at its end only."""
+        e, _ = self.matched(name)
         rhythm = {"eval_every": None, "save_every": None, "keep": 1}
-        if steps is not None:
+        if sweep:
             # A rate at which training diverges is an answer of the sweep, no error.
-            rhythm |= {"steps": steps, "max_bad_steps": steps + 1}
+            rhythm |= {"steps": self.sweep_steps, "max_bad_steps": self.sweep_steps + 1}
         return dataclasses.replace(
-            base,
-            model=self.model(name),
-            data=dataclasses.replace(base.data, seed=seed),
-            optim=dataclasses.replace(base.optim, lr=lr),
-            train=dataclasses.replace(base.train, **rhythm),
+            e,
+            data=dataclasses.replace(e.data, seed=seed),
+            optim=dataclasses.replace(e.optim, lr=lr),
+            train=dataclasses.replace(e.train, **rhythm),
             seed=seed,
         )
 
@@ -130,3 +153,15 @@ def load(path) -> Ablation:
     if not isinstance(found, Ablation):
         raise UserError(f"{path}: ablation() must return an Ablation, found {type(found).__name__}")
     return found
+
+
+def describe(value: Any) -> str:
+    """A dataclass with those fields only that differ from their defaults: `GQA(n_heads=4, n_kv_heads=1)`."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(describe, value))})"
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    fields = [
+        f for f in dataclasses.fields(value) if f.init and f.name != "d_model" and getattr(value, f.name) != f.default
+    ]
+    return f"{type(value).__name__}({', '.join(f'{f.name}={describe(getattr(value, f.name))}' for f in fields)})"

@@ -36,23 +36,23 @@ def columns(results: Results) -> list[Column]:
             True,
         ),
         Column(
-            "bits per byte",
+            results.score_words,
             "test",
-            "on the test split, lower is better; mean over seeds with its 95 % interval",
-            lambda row, _: interval_text(row.bits_per_byte),
+            f"on the test split, {better(results)} is better; mean over seeds with its 95 % interval",
+            lambda row, _: interval_text(row.score),
             True,
         ),
         Column(
             f"difference to {results.baseline}",
-            "bits/byte",
-            "paired by seed, with its 95 % interval; below zero is better",
+            results.score_words,
+            f"paired by seed, with its 95 % interval; {'above' if results.higher_is_better else 'below'} zero is better",
             lambda row, base: interval_text(row.difference(base), sign=True),
             True,
         ),
         Column(
             "best lr",
             "",
-            "learning rate with the lowest bits per byte on the validation split; * marks an end of the sweep",
+            f"learning rate with the best {results.score_words} on the validation split; * marks an end of the sweep",
             lambda row, _: f"{row.best_lr:g}" + ("*" if row.lr_at_edge else ""),
             True,
         ),
@@ -70,6 +70,11 @@ def columns(results: Results) -> list[Column]:
             lambda row, _: binary(row.memory_bytes),
         ),
     ]
+
+
+def better(results: Results) -> str:
+    """Which way is better."""
+    return "higher" if results.higher_is_better else "lower"
 
 
 def _decoding(results: Results) -> list[Column]:

@@ -1,64 +1,82 @@
-"""Models of equal size: the width of the channel mixer makes up for what the sequence mixer saves or spends.
+"""Models of equal size: a named integer field of the model makes up for what a variant saves or spends elsewhere.
 
-Counts come from the tree of Specs, so nothing is allocated. Each width adds the same number of parameters, hence the width
-is found from two counts by division and then checked.
+Counts come from the tree of Specs, so nothing is allocated.
 """
 
-import dataclasses
+import re
 from collections.abc import Callable
 
-from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.errors import UserError, nearest
 from jaxeff.core.spec import count
-from jaxeff.mixers.registry import MIXERS
-from jaxeff.models.block import Block
+from jaxeff.train.experiment import Experiment
+from jaxeff.train.overrides import paths, replaced
 
 TOLERANCE = 0.01
+VARY = "model.stages.*mlp.d_hidden"
 # The widest of these steps whose nearest width is within the tolerance: multiples of 8 fill vector units and tiles.
 STEPS = (8, 4, 2, 1)
 
 
-def solve(size: Callable[[int], int], target: int, tolerance: float = TOLERANCE, name: str = "the model") -> int:
-    """The width f >= 1 for which `size(f)` is nearest to `target`, at multiples of 8 where these are near enough.
+def solve(
+    size: Callable[[int], int], target: int, tolerance: float = TOLERANCE, name: str = "the model", field: str = "n"
+) -> int:
+    """The n >= 1 for which the growing `size(n)` is nearest to `target`, at multiples of 8 where these are near enough.
 
-    Raises UserError when no width comes within `tolerance`, with the size that the narrowest MLP leaves.
+    A multiple for which `size` raises ValueError is passed over. Raises UserError when no n comes within `tolerance`.
     """
-    least = size(1)
-    slope = size(2) - least
-    if slope <= 0:
-        raise UserError(f"{name}: the MLP's width does not change the number of parameters, so nothing can be matched")
-    exact = 1 + (target - least) / slope
+    best = None
     for step in STEPS:
-        width = max(step, round(exact / step) * step)
-        if abs(size(width) / target - 1) <= tolerance:
-            return width
-    width = max(1, round(exact))
-    found = size(width)
+        found = _nearest(size, target, step)
+        if found is not None and abs(found[1] / target - 1) <= tolerance:
+            return found[0]
+        if found is not None and (best is None or abs(found[1] - target) < abs(best[1] - target)):
+            best = found
+    if best is None:
+        raise UserError(f"{name}: no value of {field} gives a possible model")
+    if size(best[0] + 8 * 1024) == best[1]:
+        raise UserError(f"{name}: {field} does not change the number of parameters, so nothing can be matched")
+    n, found = best
     raise UserError(
-        f"{name}: no MLP width gives {target:,} parameters within {tolerance:.1%}: d_hidden={width} gives {found:,} "
+        f"{name}: no {field} gives {target:,} parameters within {tolerance:.1%}: {field}={n} gives {found:,} "
         f"({found / target - 1:+.1%})"
-        + (f", and without an MLP there are already {least - slope:,}" if exact < 1 else "")
     )
 
 
-def with_width(model, d_hidden: int):
-    """`model` with every MLP `d_hidden` wide. Raises UserError when it has none."""
-    changed = 0
-
-    def widen(entry):
-        nonlocal changed
-        block = Block(lookup(MIXERS, entry, "mixer")()) if isinstance(entry, str) else entry
-        if not hasattr(block.mlp, "d_hidden"):
-            return block
-        changed += 1
-        return dataclasses.replace(block, mlp=dataclasses.replace(block.mlp, d_hidden=d_hidden))
-
-    pattern = tuple(map(widen, model.pattern))
-    more = tuple(dataclasses.replace(segment, pattern=tuple(map(widen, segment.pattern))) for segment in model.more)
-    if not changed:
-        raise UserError("matching sizes needs at least one block with an MLP that has a d_hidden")
-    return dataclasses.replace(model, pattern=pattern, more=more)
+def _nearest(size: Callable[[int], int], target: int, step: int) -> tuple[int, int] | None:
+    """(n, size) for the multiple n of `step` whose size is nearest to the target; None where such multiples are impossible."""
+    try:
+        low = high = step
+        while size(high) < target and high < 2**24:
+            low, high = high, 2 * high
+        while high - low > step:
+            middle = (low + high) // 2 // step * step
+            low, high = (middle, high) if size(middle) < target else (low, middle)
+        return min(((n, size(n)) for n in (low, high)), key=lambda found: abs(found[1] - target))
+    except ValueError:
+        return None
 
 
-def match(model, target: int, tolerance: float = TOLERANCE, name: str = "the model"):
-    """`model` with the MLP width at which it has `target` parameters, within `tolerance`. See `solve`."""
-    return with_width(model, solve(lambda f: count(with_width(model, f).specs()), target, tolerance, name))
+def match(
+    experiment: Experiment, target: int, tolerance: float = TOLERANCE, vary: str = VARY, name: str = "the model"
+) -> tuple[Experiment, int]:
+    """(`experiment` with every field that the regular expression `vary` names set to the n at which the model has `target`
+    parameters, n). See `solve`; also raises UserError when no integer field has such a path, with the nearest."""
+    known = [path for path in paths(experiment) if path.startswith("model.")]
+    fields = [path for path in known if re.fullmatch(vary, path) and _is_integer(experiment, path)]
+    if not fields:
+        raise UserError(
+            f"{name}: matching sizes varies {vary!r}, which no integer field of the model is called; {nearest(vary, known)}"
+        )
+
+    def varied(n: int) -> Experiment:
+        return replaced(experiment, [(path, n) for path in fields])
+
+    n = solve(lambda n: count(varied(n).model.specs()), target, tolerance, name, fields[0].rpartition(".")[2])
+    return varied(n), n
+
+
+def _is_integer(experiment: Experiment, path: str) -> bool:
+    value = experiment
+    for part in path.split("."):
+        value = value[int(part)] if isinstance(value, tuple) else getattr(value, part)
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))

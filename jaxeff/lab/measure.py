@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxeff.evaluate.cost import Decoding, flops, memory, take_turns
+from jaxeff.evaluate.decoding import Decoding
+from jaxeff.evaluate.flops import flops, memory
+from jaxeff.evaluate.timing import alternate, seconds, summary
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.step import make_step, put, start
 
@@ -50,7 +52,7 @@ class Training:
 
 def measure(
     experiments: Mapping[str, Experiment],
-    batch: Mapping[str, Any],
+    batches: Mapping[str, Mapping[str, Any]],
     contexts: tuple[int, ...],
     n_tokens: int,
     rounds: int,
@@ -58,13 +60,13 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """name -> {"tokens_per_s", "flops_per_token", "memory", "decode": [...]} for each experiment.
 
-    batch: one training batch. contexts, n_tokens: where decoding is timed and over how many tokens. rounds: turns of each.
+    batches: a training batch of each. contexts, n_tokens: where decoding is timed and over how many tokens. rounds: turns of each.
     """
     total = len(experiments) * (1 + len(contexts)) + rounds + 1
     training, decoding = {}, {}
     for name, experiment in experiments.items():
         report(f"compiling the step of {name}", len(training) + len(decoding), total)
-        training[name] = Training(experiment, batch)
+        training[name] = Training(experiment, batches[name])
         for context in contexts:
             report(f"compiling decoding of {name} at {context}", len(training) + len(decoding), total)
             # The state is donated step by step; decoding needs weights of its own, and any will do.
@@ -74,17 +76,20 @@ def measure(
     runs |= {("first", *where): job.first_token for where, job in decoding.items()}
     runs |= {("further", *where): job.further_tokens for where, job in decoding.items()}
     done = total - rounds - 1
-    seconds = take_turns(runs, rounds, on_round=lambda turn: report("timing, model after model", done + turn, total))
+    clocks = {where: lambda run=run: seconds(run) for where, run in runs.items()}
+    times = summary(
+        alternate(clocks, rounds, on_round=lambda turn: report("timing, model after model", done + turn, total))
+    )
 
     def decode(name: str, context: int) -> dict[str, Any]:
         return {
             "context": context,
-            "first_token_s": seconds["first", name, context],
-            "token_s": seconds["further", name, context] / n_tokens,
+            "first_token_s": times["first", name, context][0],
+            "token_s": times["further", name, context][0] / n_tokens,
             "state_bytes": decoding[name, context].state_bytes,
         }
 
     return {
-        name: job.costs(seconds["step", name]) | {"decode": [decode(name, context) for context in contexts]}
+        name: job.costs(times["step", name][0]) | {"decode": [decode(name, context) for context in contexts]}
         for name, job in training.items()
     }

@@ -6,23 +6,24 @@ from jaxeff.lab.results import Results
 from jaxeff.lab.statistics import METHOD
 
 SIZE = """
-Every model has the parameter count of {baseline} within {tolerance:.0%}: the width of its MLP is solved for, all other sizes
-are equal. Counts come from the declared parameters."""
+Every model has the parameter count of {baseline} within {tolerance:.0%}: the fields {vary} are solved for, all else is as
+declared. Counts come from the declared parameters."""
 
 UNMATCHED = """
-Sizes were not matched: all but the mixer is equal, so the models differ in their number of parameters."""
+Sizes were not matched: models may differ in their number of parameters."""
 
 DATA = """
 All models read the same batches in the same order at one seed. A document's split is decided by a hash of its text, and the
-tokenizer was trained on the training split alone. Bits per byte counts the bytes of text that the predicted tokens stand for,
-so it does not depend on the tokenizer's vocabulary."""
+tokenizer was trained on the training split alone. Bits per byte, where it is the score, counts the bytes of text that the
+predicted tokens stand for, so it does not depend on the tokenizer's vocabulary."""
 
 TRAINING = """
-All models are trained by {optimizer} on batches of {rows} rows of {tokens} tokens; only the learning rate is chosen for each."""
+Unless a row says otherwise, models are trained by {optimizer} on batches of {rows} rows of {tokens} tokens; only the learning
+rate is chosen for each."""
 
 RATE = """
 Each model was trained for {sweep_steps} steps at each of {lrs} (seed {sweep_seed}), each time with the whole schedule; the rate
-with the lowest bits per byte on the validation split{part} was kept. A best rate at an end of the sweep is marked *: a better one
+with the best {score} on the validation split{part} was kept. A best rate at an end of the sweep is marked *: a better one
 may lie beyond."""
 
 SEEDS = """
@@ -64,6 +65,8 @@ def method(results: Results) -> str:
         "sweep_seed": p.get("sweep_seed", "?"),
         "steps": p.get("steps", "?"),
         "lrs": ", ".join(f"{lr:g}" for lr in p.get("lrs", ())),
+        "score": results.score_words,
+        "vary": p.get("vary", "?"),
         "seeds": ", ".join(map(str, p.get("seeds", ()))),
         "interval": METHOD,
         "optimizer": p.get("optimizer", "?"),

@@ -162,7 +162,7 @@ def quality_against_cost(results: Results) -> str:
             for i, row in enumerate(results.rows):
                 if cost(row) is None:
                     continue
-                interval, style = row.bits_per_byte, look(i)
+                interval, style = row.score, look(i)
                 axes.errorbar(cost(row), interval.mean, yerr=interval.half, fmt=MARKERS[i % len(MARKERS)], color=style["color"],
                               markersize=7.5, capsize=3.5, elinewidth=1.2, label=row.name)  # fmt: skip
             wide = [cost(row) for row in results.rows if cost(row)]
@@ -176,7 +176,9 @@ def quality_against_cost(results: Results) -> str:
                 FuncFormatter(lambda v, _, unit=unit: binary(v) if unit == "bytes" else si(v))
             )
             axes.set(title=title, xlabel=unit)
-        panels[0].set_ylabel("test bits per byte\n(lower is better)")
+        panels[0].set_ylabel(
+            f"test {results.score_words}\n({'higher' if results.higher_is_better else 'lower'} is better)"
+        )
         _legend(figure)
 
     def words(row: Row) -> str:
@@ -184,10 +186,10 @@ def quality_against_cost(results: Results) -> str:
         texts = [
             f"{title} {binary(value) if unit == 'bytes' else f'{si(value)} {unit}'}" for title, value, unit in found
         ]
-        return f"{row.name}: {row.bits_per_byte.mean:.3f} bits per byte, " + ", ".join(texts)
+        return f"{row.name}: {row.score.mean:.3f} {results.score_words}, " + ", ".join(texts)
 
     describe = "Points are means over seeds, bars their 95 % intervals. " + "; ".join(map(words, results.rows)) + "."
-    return svg("cost", "Test bits per byte against cost", describe, (9.6, 3.6), draw) if costs else ""
+    return svg("cost", f"Test {results.score_words} against cost", describe, (9.6, 3.6), draw) if costs else ""
 
 
 def decode_against_context(results: Results) -> str:

@@ -81,8 +81,8 @@ def doing(part, step: int, loss: float | None, tokens_per_s: float | None) -> st
 
 def outcome(part, result: dict[str, Any]) -> str:
     """The number that a run was for."""
-    value = result["bits_per_byte"]
-    return "diverged" if value is None else f"{part.split} {value:.4f} bits per byte"
+    value = result["score"]
+    return "diverged" if value is None else f"{part.split} {part.experiment.objective.score.describe(value)}"
 
 
 class Lines(Progress):

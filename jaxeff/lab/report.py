@@ -51,8 +51,8 @@ Left: training loss against step; lines are means over seeds, bands reach from t
 Right: the same less the loss of the baseline at the same step and seed. Both saw the same batch, so its difficulty cancels."""
 
 COST = """
-Test bits per byte against three costs. Bars are intervals over seeds. Lower is better; left is cheaper for FLOPs and state,
-right is faster for speed."""
+The test score against three costs. Bars are intervals over seeds. Left is cheaper for FLOPs and state, right is faster for
+speed."""
 
 DECODE = """
 Decoding one sequence: time per token, time to the first token, and bytes kept between tokens, against the tokens before."""
@@ -101,9 +101,9 @@ def finding(results: Results) -> str:
     """What the table says, in words, without claiming more than the intervals do."""
     lines = []
     if results.rows:
-        best = min(results.rows, key=lambda row: row.bits_per_byte.mean)
+        best, word = results.best_row, "Highest" if results.higher_is_better else "Lowest"
         lines.append(
-            f"Lowest test bits per byte: <strong>{_(best.name)}</strong>, {interval_text(best.bits_per_byte)}."
+            f"{word} test {results.score_words}: <strong>{_(best.name)}</strong>, {interval_text(best.score)}."
         )
     base = results.baseline_row
     gaps = [(row, row.difference(base)) for row in results.rows]
@@ -112,7 +112,7 @@ def finding(results: Results) -> str:
         found = [
             f"{_(row.name)} ({interval_text(gap, sign=True)})"
             for row, gap in gaps
-            if gap.excludes_zero and gap.mean * sign > 0
+            if gap.excludes_zero and results.score.badness(gap.mean) * sign > 0
         ]
         if found:
             lines.append(
@@ -129,21 +129,22 @@ def finding(results: Results) -> str:
 def table(results: Results) -> str:
     """The main table."""
     shown = columns(results)
-    best = min((row.bits_per_byte.mean for row in results.rows), default=None)
+    best = results.best_row
     head = "".join(f'<th scope="col" title="{_(c.meaning)}">{_(c.title)}<small>{_(c.unit)}</small></th>' for c in shown)
     lines = []
     for row in results.rows:
         cells = []
         for column in shown:
-            mark = ' class="best"' if column.title == "bits per byte" and row.bits_per_byte.mean == best else ""
+            mark = ' class="best"' if column.title == results.score_words and row == best else ""
             cells.append(f"<td{mark}>{_(column.cell(row, results.baseline_row))}</td>")
         lines.append(f'<tr><th scope="row">{_(row.name)}</th>{"".join(cells)}</tr>')
     legend = "".join(
         f"<li><strong>{_(c.title)}</strong>{_(', ' + c.unit if c.unit else '')}: {_(c.meaning)}.</li>" for c in shown
     )
+    equal = "Models of equal size" if results.protocol.get("tolerance") else "Models whose sizes were not matched,"
     caption = (
-        "Models of equal size on the same data; bits per byte and differences with 95 % intervals over seeds. "
-        "The lowest mean is bold."
+        f"{equal} on the same data; {results.score_words} and differences with 95 % intervals over seeds. "
+        "The best mean is bold."
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of results"><table><caption>{caption}</caption>'
@@ -174,22 +175,20 @@ def runs(results: Results) -> str:
         return "".join(f'<tr><th scope="row">{_(row.name)}</th>{cells(row)}</tr>' for row in results.rows)
 
     tests = _small(
-        "Test bits per byte for each seed.",
+        f"Test {results.score_words} for each seed.",
         [f"seed {seed}" for seed in seeds],
         lines(lambda row: "".join(_cell(row.test.get(seed, "")) for seed in seeds)),
     )
     sweep = _small(
-        "Learning-rate sweep: validation bits per byte after the short runs. The rate that was kept is bold.",
+        f"Learning-rate sweep: validation {results.score_words} after the short runs. The rate that was kept is bold.",
         [f"lr {lr:g}" for lr in lrs],
         lines(lambda row: "".join(_cell(row.sweep.get(lr, ""), lr == row.best_lr) for lr in lrs)),
     )
     sizes = _small(
         "What was built.",
-        ["MLP width", "parameters", "sequence mixer"],
+        ["width matched by", "parameters", "what differs"],
         lines(
-            lambda row: (
-                f'<td>{row.d_hidden or ""}</td><td>{row.n_parameters:,}</td><td class="code">{_(row.mixer)}</td>'
-            )
+            lambda row: f'<td>{row.varied or ""}</td><td>{row.n_parameters:,}</td><td class="code">{_(row.built)}</td>'
         ),
     )
     if not lrs:

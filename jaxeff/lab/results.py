@@ -5,8 +5,9 @@ import json
 from typing import Any
 
 from jaxeff.lab.statistics import Interval, mean_interval, paired_interval
+from jaxeff.objectives.base import Score
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +24,16 @@ class Decode:
 class Row:
     """One model: what it is, how good it is for each seed, and what it costs. Costs are None where the backend does not tell.
 
-    sweep: learning rate -> bits per byte on the validation split, None where training diverged. test: seed -> bits per byte on
-    the test split. curves: seed -> (steps, training loss in nats per token). memory_bytes: what one training step needs
-    beside the parameters, optimizer state and batch.
+    built: what differs from the other models. varied: the value of the field that sizes were matched by, None where it was left.
+    sweep: learning rate -> score on the validation split, None where training diverged. test: seed -> score on the test split.
+    curves: seed -> (steps, training loss). memory_bytes: what one training step needs beside the parameters, optimizer state
+    and batch.
     """
 
     name: str
-    mixer: str
+    built: str
     n_parameters: int
-    d_hidden: int | None
+    varied: int | None
     best_lr: float
     sweep: dict[float, float | None]
     test: dict[int, float]
@@ -43,12 +45,12 @@ class Row:
     reproduce: str = ""
 
     @property
-    def bits_per_byte(self) -> Interval:
+    def score(self) -> Interval:
         """Mean over the seeds."""
         return mean_interval(self.test.values())
 
     def difference(self, baseline: "Row | None") -> Interval | None:
-        """Mean over the shared seeds of this row's bits per byte less the baseline's; None for the baseline itself."""
+        """Mean over the shared seeds of this row's score less the baseline's; None for the baseline itself."""
         return None if baseline is None or baseline.name == self.name else paired_interval(self.test, baseline.test)
 
     @property
@@ -60,12 +62,14 @@ class Row:
 @dataclasses.dataclass(frozen=True)
 class Results:
     """All finished rows of an ablation, in its order, and the circumstances. `baseline` names the first model of the ablation,
-    which may not be among the rows yet; `missing` lists the models without a row."""
+    which may not be among the rows yet; `missing` lists the models without a row. score_name: what models are judged by."""
 
     name: str
     description: str
     rows: tuple[Row, ...]
     baseline: str
+    score_name: str = "bits_per_byte"
+    higher_is_better: bool = False
     missing: tuple[str, ...] = ()
     protocol: dict[str, Any] = dataclasses.field(default_factory=dict)
     corpus: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -73,6 +77,21 @@ class Results:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
     seconds: float | None = None
+
+    @property
+    def score(self) -> Score:
+        """What decides, with its direction."""
+        return Score(self.score_name, self.higher_is_better)
+
+    @property
+    def score_words(self) -> str:
+        """The score's name in words."""
+        return self.score_name.replace("_", " ")
+
+    @property
+    def best_row(self) -> Row | None:
+        """The row with the best mean; None without rows."""
+        return min(self.rows, key=lambda row: self.score.badness(row.score.mean), default=None)
 
     @property
     def baseline_row(self) -> Row | None:
@@ -84,7 +103,7 @@ class Results:
         body = dataclasses.asdict(self) | {"format": FORMAT}
         for row, entry in zip(self.rows, body["rows"], strict=True):
             difference = row.difference(self.baseline_row)
-            entry["bits_per_byte"] = dataclasses.asdict(row.bits_per_byte)
+            entry["score"] = dataclasses.asdict(row.score)
             entry["difference"] = difference and dataclasses.asdict(difference)
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 

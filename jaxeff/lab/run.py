@@ -17,15 +17,17 @@ from typing import Any
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import count
 from jaxeff.data import Prepared
+from jaxeff.data.cache import digest
 from jaxeff.lab import report as page
-from jaxeff.lab.ablation import Ablation
+from jaxeff.lab.ablation import Ablation, describe
 from jaxeff.lab.machine import machine, versions
 from jaxeff.lab.measure import measure
 from jaxeff.lab.progress import Progress
 from jaxeff.lab.results import Decode, Results, Row
 from jaxeff.lab.training import Part, train
-from jaxeff.lab.units import Units, key, write
-from jaxeff.train.experiment import Experiment, to_json
+from jaxeff.lab.units import Units, write
+from jaxeff.train.config_json import to_json
+from jaxeff.train.experiment import Experiment
 from jaxeff.train.optim import Optim
 from jaxeff.train.workdir import git, locked
 
@@ -40,7 +42,7 @@ class Job:
     """An ablation under way in one folder."""
 
     ablation: Ablation
-    prepared: Prepared
+    prepared: dict[str, Prepared]
     units: Units
     progress: Progress = dataclasses.field(default_factory=Progress)
     train: Train = train
@@ -48,20 +50,17 @@ class Job:
     def sweep(self, model: str) -> list[Part]:
         """The short runs; none when there is one rate only."""
         a = self.ablation
-        return [
-            self._part(model, f"lr-{lr}", lr, a.seeds[0], a.sweep_steps, "validation") for lr in a.lrs if len(a.lrs) > 1
-        ]
+        return [self._part(model, f"lr-{lr}", lr, a.seeds[0], "validation") for lr in a.lrs if len(a.lrs) > 1]
 
     def finals(self, model: str, lr: float) -> list[Part]:
         """The runs whose numbers are reported."""
-        steps = self.ablation.base.train.steps
-        return [self._part(model, f"seed-{seed}", lr, seed, steps, "test") for seed in self.ablation.seeds]
+        return [self._part(model, f"seed-{seed}", lr, seed, "test") for seed in self.ablation.seeds]
 
-    def _part(self, model: str, name: str, lr: float, seed: int, steps: int, split: str) -> Part:
-        return Part(model, name, self.ablation.experiment(model, lr, seed, steps), split)
+    def _part(self, model: str, name: str, lr: float, seed: int, split: str) -> Part:
+        return Part(model, name, self.ablation.experiment(model, lr, seed, sweep=split == "validation"), split)
 
     def best_lr(self, model: str) -> float | None:
-        """The rate with the lowest validation bits per byte, the smaller of equal ones; None before the sweep is finished.
+        """The rate with the best validation score, the smaller of equal ones; None before the sweep is finished.
 
         Raises UserError when training diverged at every rate.
         """
@@ -75,19 +74,20 @@ class Job:
             raise UserError(
                 f"model {model!r} diverged at every learning rate of the sweep: {', '.join(map(str, found))}"
             )
-        return min(sorted(finite), key=finite.get)
+        badness = self.ablation.base.objective.score.badness
+        return min(sorted(finite), key=lambda lr: badness(finite[lr]))
 
     def swept(self, model: str) -> dict[float, float | None] | None:
-        """Rate -> validation bits per byte, None where training diverged; None before the sweep is finished."""
+        """Rate -> validation score, None where training diverged; None before the sweep is finished."""
         parts = [self.get(part) for part in self.sweep(model)]
-        return None if None in parts else {lr: part["bits_per_byte"] for lr, part in zip(self.ablation.lrs, parts)}
+        return None if None in parts else {lr: part["score"] for lr, part in zip(self.ablation.lrs, parts)}
 
     def get(self, part: Part) -> dict[str, Any] | None:
         """The result of a finished part."""
         return self.units.get(part.model, part.name, self._key(part))
 
     def _key(self, part: Part) -> str:
-        return key(to_json(part.experiment), self.prepared.fingerprint, part.split)
+        return digest(to_json(part.experiment), self.prepared[part.model].fingerprint, part.split)
 
     def ensure(self, part: Part) -> None:
         """Do the part unless it is finished."""
@@ -95,8 +95,10 @@ class Job:
             self.progress.skip(part)
             return
         self.progress.begin(part)
-        result = self.train(part, self.units.run_dir(part.model, part.name), self.prepared, self.progress)
-        if part.split == "test" and result["bits_per_byte"] is None:
+        # The rows are the same at every seed, their order is not.
+        prepared = self.prepared[part.model].reseeded(part.experiment.data.seed)
+        result = self.train(part, self.units.run_dir(part.model, part.name), prepared, self.progress)
+        if part.split == "test" and result["score"] is None:
             raise UserError(
                 f"model {part.model!r}, {part.name}: training diverged at lr={part.experiment.optim.lr:g}, which the sweep chose"
             )
@@ -112,9 +114,9 @@ class Job:
 
     def _cost_key(self, model: str) -> str:
         a = self.ablation
-        return key(
+        return digest(
             to_json(self._cost_experiment(model)),
-            self.prepared.fingerprint,
+            self.prepared[model].fingerprint,
             a.contexts,
             a.decode_tokens,
             a.timing_rounds,
@@ -125,10 +127,8 @@ class Job:
         missing = {model: self._cost_experiment(model) for model in models if self.costs(model) is None}
         if not missing:
             return
-        a, batches = self.ablation, self.prepared.train()
-        batch = next(batches)
-        batches.close()
-        found = measure(missing, batch, a.contexts, a.decode_tokens, a.timing_rounds, self.progress.costs)
+        a, batches = self.ablation, {model: self.prepared[model].first() for model in missing}
+        found = measure(missing, batches, a.contexts, a.decode_tokens, a.timing_rounds, self.progress.costs)
         for model, costs in found.items():
             self.units.put(model, "cost", self._cost_key(model), to_json(missing[model]), costs)
 
@@ -140,18 +140,15 @@ class Job:
         )
         if not parts or None in parts.values():
             return None
-        built, costs = self.ablation.model(model), self.costs(model) or {}
-        mlp = next(
-            (block.mlp for segment in built.segments for block in segment.pattern if hasattr(block.mlp, "hidden")), None
-        )
+        (built, varied), costs = self.ablation.matched(model), self.costs(model) or {}
         return Row(
             name=model,
-            mixer=", ".join(describe(block.mixer) for segment in built.segments for block in segment.pattern),
-            n_parameters=count(built.specs()),
-            d_hidden=mlp and mlp.hidden,
+            built=self.ablation.words(model),
+            n_parameters=count(built.specs),
+            varied=varied,
             best_lr=lr,
             sweep=self.swept(model) or {},
-            test={seed: part["bits_per_byte"] for seed, part in parts.items()},
+            test={seed: part["score"] for seed, part in parts.items()},
             curves={seed: (part["steps"], part["losses"]) for seed, part in parts.items()},
             tokens_per_s=costs.get("tokens_per_s"),
             flops_per_token=costs.get("flops_per_token"),
@@ -199,10 +196,10 @@ def run(
     """
     models, progress, begun = ablation.select(only), progress or Progress(), time.perf_counter()
     for name in ablation.names:
-        ablation.model(name)
-    prepared = ablation.base.data.prepare(report=progress.stage)
+        ablation.matched(name)
+    prepared = prepare(ablation, progress)
     with locked(Path(workdir)):
-        job = Job(ablation, prepared, Units(workdir, identity(ablation, prepared.fingerprint)), progress, train)
+        job = Job(ablation, prepared, Units(workdir, identity(ablation, prepared)), progress, train)
         with progress.running(*job.work(models)):
             for model in models:
                 for part in job.sweep(model):
@@ -218,8 +215,27 @@ def run(
     return results
 
 
-def identity(ablation: Ablation, fingerprint: str) -> dict[str, Any]:
+def prepare(ablation: Ablation, progress: Progress) -> dict[str, Prepared]:
+    """The data of each variant; equal data are prepared once. Raises UserError where a split that the protocol needs is lacking."""
+    found: dict[Any, Prepared] = {}
+    variants = {}
+    for name in ablation.names:
+        data = ablation.matched(name)[0].data
+        if data not in found:
+            found[data] = data.prepare(report=progress.stage)
+        variants[name] = found[data]
+        lacking = [split for split in ("validation", "test") if split not in found[data].splits]
+        if lacking:
+            raise UserError(
+                f"ablation {ablation.name!r} needs a validation split, to choose learning rates, and a test split: "
+                f"the data of {name!r} have no {' and no '.join(lacking)} split"
+            )
+    return variants
+
+
+def identity(ablation: Ablation, prepared: dict[str, Prepared]) -> dict[str, Any]:
     """What a folder of results is for; the description may change."""
+    fingerprint = {name: p.fingerprint for name, p in prepared.items()}
     plain = to_json(dataclasses.replace(ablation, description=""))
     return json.loads(
         json.dumps({"ablation": plain, "corpus": fingerprint, "versions": versions(), "device": machine()["device"]})
@@ -236,12 +252,14 @@ def collect(job: Job, command: str) -> Results:
         return f"{prefix} --only {model} --workdir {shlex.quote(f'{folder}-{model}')}"
 
     rows = {model: job.row(model, reproduce(model)) for model in a.names}
-    statistics = job.prepared.statistics
+    prepared = job.prepared[a.baseline]
     return Results(
         name=a.name,
         description=a.description,
         rows=tuple(row for row in rows.values() if row),
         baseline=a.baseline,
+        score_name=a.base.objective.score.name,
+        higher_is_better=a.base.objective.score.higher_is_better,
         missing=tuple(name for name, row in rows.items() if row is None),
         protocol={
             "seeds": list(a.seeds),
@@ -250,11 +268,12 @@ def collect(job: Job, command: str) -> Results:
             "sweep_seed": a.seeds[0],
             "steps": a.base.train.steps,
             "tolerance": a.tolerance if a.match == "parameters" else None,
+            "vary": a.vary,
             "optimizer": describe(dataclasses.replace(a.base.optim, lr=Optim.lr)),
             "batch": [a.base.data.batch_size, a.base.data.seq_len],
             "eval_batches": a.base.train.eval_batches,
         },
-        corpus={"fingerprint": job.prepared.fingerprint} | {k: v for k, v in statistics.items() if k not in OWN},
+        corpus={"fingerprint": prepared.fingerprint} | {k: v for k, v in prepared.statistics.items() if k not in OWN},
         machine=machine(),
         versions=versions() | commit(),
         command=f"{prefix} --workdir {shlex.quote(str(folder))}",
@@ -271,13 +290,3 @@ def commit() -> dict[str, str]:
 def save(results: Results, workdir: str | Path) -> None:
     """Write results.json."""
     write(Path(workdir) / "results.json", results.to_json())
-
-
-def describe(value: Any) -> str:
-    """A dataclass with those fields only that differ from their defaults: `GQA(n_heads=4, n_kv_heads=1)`."""
-    if not dataclasses.is_dataclass(value):
-        return repr(value)
-    fields = [
-        f for f in dataclasses.fields(value) if f.init and f.name != "d_model" and getattr(value, f.name) != f.default
-    ]
-    return f"{type(value).__name__}({', '.join(f'{f.name}={describe(getattr(value, f.name))}' for f in fields)})"

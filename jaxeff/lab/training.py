@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.data import Prepared
-from jaxeff.evaluate.perplexity import evaluate
+from jaxeff.evaluate.scores import evaluate
 from jaxeff.lab.progress import Progress
 from jaxeff.train import progress as train_progress
 from jaxeff.train.experiment import Experiment
-from jaxeff.train.loop import Result, fit, on_signal
+from jaxeff.train.loop import Result, fit
+from jaxeff.train.signals import on_signal
 
 
 class Stopped(Exception):
@@ -40,7 +41,7 @@ class Relay(train_progress.Silent):
     def __init__(self, progress: Progress, part: Part):
         self.progress, self.part = progress, part
 
-    def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
+    def step(self, step: int, steps: int, line: dict[str, Any], verdict: str | None = None) -> None:
         self.progress.step(self.part, step, line["loss"], line["tokens_per_s"])
 
     def say(self, text: str) -> None:
@@ -48,26 +49,24 @@ class Relay(train_progress.Silent):
 
 
 def train(part: Part, workdir: Path, prepared: Prepared, progress: Progress) -> dict[str, Any]:
-    """Train and evaluate: {"bits_per_byte" on the part's split, None where training diverged; "steps", "losses", "seconds"}.
+    """Train and evaluate: {"score" on the part's split, None where training diverged; "steps", "losses", "seconds"}.
 
     A run of the sweep is deleted once it is evaluated; a final one stays, to be evaluated further or to generate from.
 
     Raises Stopped on SIGTERM and SIGINT, after saving; UserError when a final run diverges.
     """
     begun, e = time.perf_counter(), part.experiment
-    # The corpus is the same at every seed, the order of its rows is not.
-    prepared = dataclasses.replace(prepared, data=e.data)
     with on_signal() as stop:
         result = fit(e, workdir, report=Relay(progress, part), stop=stop, prepared=prepared)
     if result.stopped:
         raise Stopped
     steps, losses = curve(result.lines)
-    bits = result.bits_per_byte if part.split == "validation" else _test(e, result, prepared, part.split)
+    score = result.score if part.split == "validation" else _test(e, result, prepared, part.split)
     if part.split == "validation":
         shutil.rmtree(workdir, ignore_errors=True)
     return {
-        "bits_per_byte": None if diverged(result, bits) else bits,
-        "validation": result.bits_per_byte,
+        "score": None if diverged(result, score) else score,
+        "validation": result.score,
         "steps": steps,
         "losses": losses,
         "tokens": result.lines[-1]["tokens"],
@@ -85,12 +84,10 @@ def curve(lines: list[dict[str, Any]], points: int = 100) -> tuple[list[int], li
 
 def _test(e: Experiment, result: Result, prepared: Prepared, split: str) -> float:
     batches = prepared.eval(split)
-    found = evaluate(
-        e.model, result.state.weights, batches, prepared.tokenizer.token_bytes, policy=e.policy, mesh=e.mesh.make()
-    )
-    return found["bits_per_byte"]
+    found = evaluate(e.objective, e.model, result.weights, batches, policy=e.policy, mesh=e.mesh.make())
+    return found.scores[e.objective.score.name]
 
 
-def diverged(result: Result, bits: float | None) -> bool:
+def diverged(result: Result, score: float | None) -> bool:
     """Whether a run failed: a non-finite evaluation, or a tenth of its steps skipped for a non-finite loss or gradient."""
-    return bits is None or not math.isfinite(bits) or result.lines[-1]["skipped"] > result.step / 10
+    return score is None or not math.isfinite(score) or result.lines[-1]["skipped"] > result.step / 10

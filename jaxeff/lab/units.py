@@ -8,19 +8,13 @@ A part's key is a hash of all that decides its numbers. A folder belongs to one 
 fields in which the two differ, and a part whose key is not the expected one is never read.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from jaxeff.core.errors import UserError
-from jaxeff.train.experiment import diff
-
-
-def key(*parts: Any) -> str:
-    """A hash of JSON data."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+from jaxeff.train.config_json import diff
 
 
 def write(path: Path, text: str) -> None:

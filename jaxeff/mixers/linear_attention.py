@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
-from jaxeff.mixers.base import Ctx, biases, project, segment_ids, width
+from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, segment_ids, width
+from jaxeff.mixers.heads import head_count, head_width
 from jaxeff.ops.gated_linear import gated_linear
 from jaxeff.ops.norm import rms_norm
 from jaxeff.ops.segments import segment_starts
@@ -70,12 +71,13 @@ class LinearAttention:
     head_dim: C, D / n_heads, or 32 below D = 512 and 64 from there. n_heads: D // head_dim. key_dim: Q, head_dim, but at most 16
     for "taylor2", whose state grows with its square. feature_map: a name in FEATURES. normalise: divide by z . phi(q); False
     takes an RMSNorm per head, without parameters, in its place (Qin et al. 2022, "The devil in linear transformer").
-    bias: on all four projections.
+    biases: names among q, k, v, o.
 
     Cost per token: 2 x parameters + about 2 H (2 N C + 64 (N + C)) FLOPs at any length, in decoding 2 x parameters + 4 H N C.
     State: H N (C + 1) float32 numbers per sequence. N = Q, for "taylor2" 1 + Q + Q (Q + 1) / 2.
 
-    Parameters: d_model * heads * (2 * key + 2 * head) + (heads * (2 * key + head) + d_model if bias else 0)
+    Parameters: d_model * heads * (2 * key + 2 * head)
+        + (("q" in biases) + ("k" in biases)) * heads * key + ("v" in biases) * heads * head + ("o" in biases) * d_model
 
     Raises ValueError for sizes that cannot be.
     """
@@ -85,35 +87,24 @@ class LinearAttention:
     head_dim: int | None = None
     feature_map: Literal["elu", "relu", "softmax", "taylor2"] = "elu"
     normalise: bool = True
-    bias: bool = False
     key_dim: int | None = None
+    biases: tuple[str, ...] = ()
 
     def __post_init__(self):
         lookup(FEATURES, self.feature_map, "feature map")
-        for name in ("d_model", "n_heads", "head_dim", "key_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"LinearAttention.{name} must be at least 1, found {value}")
+        at_least_one(self, "d_model", "n_heads", "head_dim", "key_dim")
         if self.d_model is not None:
-            _ = self.head
+            self.specs()
 
     @property
     def heads(self) -> int:
         """H."""
-        return self.n_heads or max(1, width(self) // self.head)
+        return head_count(self)
 
     @property
     def head(self) -> int:
         """C."""
-        if self.head_dim is not None:
-            return self.head_dim
-        if self.n_heads is None:
-            return min(width(self), 32 if width(self) < 512 else 64)
-        if width(self) % self.n_heads:
-            raise ValueError(
-                f"LinearAttention.n_heads={self.n_heads} does not divide d_model={self.d_model}: choose a divisor or set head_dim"
-            )
-        return width(self) // self.n_heads
+        return head_width(self)
 
     @property
     def key(self) -> int:
@@ -128,7 +119,7 @@ class LinearAttention:
         return 1 + self.key + self.key * (self.key + 1) // 2 if self.feature_map == "taylor2" else self.key
 
     def specs(self):
-        """`q`, `k`, `v`, `o`; `*_bias` with bias."""
+        """`q`, `k`, `v`, `o`; `<name>_bias`."""
         d, h, q, c = width(self), self.heads, self.key, self.head
         specs = {
             "q": Spec((d, h, q), ("embed", "heads", "head_dim")),
@@ -136,18 +127,15 @@ class LinearAttention:
             "v": Spec((d, h, c), ("embed", "heads", "head_dim")),
             "o": Spec((h, c, d), ("heads", "head_dim", "embed"), residual, n_in=2),
         }
-        if self.bias:
-            specs |= biases(specs)
-        return specs
+        return biased(specs, self.biases, self)
 
     def init_state(self, batch: int, max_len: int, dtype) -> LinearState:
         """An empty state; float32 whatever `dtype`, and as large for any `max_len`."""
         S_BHNC = jnp.zeros((batch, self.heads, self.features, self.head + self.normalise), jnp.float32)
         return LinearState(S_BHNC, jnp.zeros((batch,), jnp.int32))
 
-    def apply(self, params, x_BTD: jax.Array, state: LinearState | None = None, *, ctx: Ctx = Ctx()):
-        """(y_BTD, state)."""
-
+    def apply(self, params, x_BTD: jax.Array, state: LinearState | None = None, *, ctx: Ctx = Ctx()) -> Out:
+        """See `mixers.base.Out`."""
         S_BHNC, last_B, valid_BT, reset_BT = None, None, None, None
         if state is not None:
             S_BHNC, last_B = state.S, state.segment
@@ -160,7 +148,7 @@ class LinearAttention:
         # Features are many times the size of q and k (taylor2) or their float32 copies: made again in the backward pass.
         o_BTHC, S_BHNC = jax.checkpoint(self._mix)(*qkv, S_BHNC, valid_BT, reset_BT)
         y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
-        return y_BTD, None if state is None else LinearState(S_BHNC, last_B)
+        return Out(y_BTD, None if state is None else LinearState(S_BHNC, last_B))
 
     def _mix(self, q_BTHQ, k_BTHQ, v_BTHC, S_BHNC, valid_BT, reset_BT):
         """The recurrence over features, normalised: (o_BTHC in v's dtype, S)."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
-from jaxeff.mixers.base import Ctx, biases, project, width
+from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -36,19 +36,23 @@ class MLP:
     `d_hidden` None derives 4 D, or 8 D / 3 rounded up to a multiple of 8 when gated, so that both have nearly the same size.
     Cost per token: 2 x parameters FLOPs in the forward pass, the same in decoding; no state.
 
-    Parameters: (3 if gated else 2) * d_model * hidden + (((2 if gated else 1) * hidden + d_model) if bias else 0)
+    biases: names among gate, up, down.
+
+    Parameters: (3 if gated else 2) * d_model * hidden
+        + (("up" in biases) + ("gate" in biases)) * hidden + ("down" in biases) * d_model
     """
 
     d_model: int | None = None
     d_hidden: int | None = None
     activation: str = "silu"
     gated: bool = True
-    bias: bool = False
+    biases: tuple[str, ...] = ()
 
     def __post_init__(self):
         lookup(ACTIVATIONS, self.activation, "activation")
-        if self.d_hidden is not None and self.d_hidden < 1:
-            raise ValueError(f"MLP.d_hidden must be at least 1, found {self.d_hidden}")
+        at_least_one(self, "d_model", "d_hidden")
+        if self.d_model is not None:
+            self.specs()
 
     @property
     def hidden(self) -> int:
@@ -58,21 +62,19 @@ class MLP:
         return -(-8 * width(self) // 3 // 8) * 8 if self.gated else 4 * width(self)
 
     def specs(self):
-        """`up`, `down`, and `gate` where gated; `*_bias` with bias."""
+        """`up`, `down`, and `gate` where gated; `<name>_bias`."""
         d, f = width(self), self.hidden
         specs = {"up": Spec((d, f), ("embed", "mlp")), "down": Spec((f, d), ("mlp", "embed"), residual)}
         if self.gated:
             specs["gate"] = Spec((d, f), ("embed", "mlp"))
-        if self.bias:
-            specs |= biases(specs)
-        return specs
+        return biased(specs, self.biases, self)
 
     def init_state(self, batch: int, max_len: int, dtype):
         """Nothing is remembered."""
         return ()
 
-    def apply(self, params, x_BTD: jax.Array, state=None, *, ctx: Ctx = Ctx()):
-        """(y_BTD, state)."""
+    def apply(self, params, x_BTD: jax.Array, state=None, *, ctx: Ctx = Ctx()) -> Out:
+        """See `mixers.base.Out`; there is no state."""
 
         # The backward pass keeps the products and repeats the activation: as much work, a third of the memory. The
         # activation's steps are float32, rounded once at their end.
@@ -85,4 +87,4 @@ class MLP:
         up_BTF = project(params, "up", "btd,df->btf", x_BTD)
         gate_BTF = project(params, "gate", "btd,df->btf", x_BTD) if self.gated else None
         y_BTD = down(params, gate_BTF, up_BTF) if self.gated else down(params, up_BTF, None)
-        return y_BTD, state
+        return Out(y_BTD, state)

@@ -2,6 +2,7 @@
 
 from jaxeff.models.block import Block
 from jaxeff.models.generate import generate
-from jaxeff.models.lm import LM, Segment
+from jaxeff.models.lm import LM
+from jaxeff.models.stack import Stage, Tied
 
-__all__ = ["LM", "Block", "Segment", "generate"]
+__all__ = ["LM", "Block", "Stage", "Tied", "generate"]

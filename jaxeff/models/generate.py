@@ -87,8 +87,8 @@ def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters
     inside_BT = jnp.arange(t)[None] < lengths_B[:, None]
     state = lm.init_state(batch, t + n, jnp.dtype(policy.compute))
     prompt_ctx = Ctx(segment_ids=inside_BT.astype(jnp.int32), policy=policy)
-    x_BTD, state = lm.hidden(params, jnp.where(inside_BT, prompt_BT, 0), state, prompt_ctx)
-    last_B1D = jnp.take_along_axis(x_BTD, (lengths_B - 1)[:, None, None], axis=1)
+    out = lm.hidden(params, jnp.where(inside_BT, prompt_BT, 0), state, ctx=prompt_ctx)
+    last_B1D = jnp.take_along_axis(out.y, (lengths_B - 1)[:, None, None], axis=1)
     token_B = pick(lm.logits(params, last_B1D)[:, 0], 0)
 
     def more(carry):
@@ -97,18 +97,18 @@ def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters
 
     def advance(carry):
         step, token_B, state, out_BN, done_B = carry
-        logits_B1V, state = lm.apply(params, token_B[:, None], state, ctx)
-        token_B = pick(logits_B1V[:, 0], step)
+        out = lm.apply(params, token_B[:, None], state, ctx=ctx)
+        token_B = pick(out.y[:, 0], step)
         if eos is not None:
             token_B = jnp.where(done_B, eos, token_B)
             done_B = done_B | (token_B == eos)
         out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, step))
-        return step + 1, token_B, state, out_BN, done_B
+        return step + 1, token_B, out.state, out_BN, done_B
 
     fill = 0 if eos is None else eos
     out_BN = jnp.full((batch, n), fill, jnp.int32).at[:, 0].set(token_B)
     done_B = jnp.zeros((batch,), bool) if eos is None else token_B == eos
-    return jax.lax.while_loop(more, advance, (jnp.int32(1), token_B, state, out_BN, done_B))[3]
+    return jax.lax.while_loop(more, advance, (jnp.int32(1), token_B, out.state, out_BN, done_B))[3]
 
 
 def keep(

@@ -1,5 +1,6 @@
-"""What is minimised: `loss(model, params, batch, ctx) -> (scalar, metrics)`."""
+"""What is minimised: parameters and a batch to sums; see `objectives.base`."""
 
+from jaxeff.objectives.base import Objective, Score, Sum
 from jaxeff.objectives.causal import Causal
 
-__all__ = ["Causal"]
+__all__ = ["Causal", "Objective", "Score", "Sum"]

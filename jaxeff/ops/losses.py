@@ -12,11 +12,13 @@ every N-th token of a row, so that the batch and the time axis stay spread over 
 """
 
 import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxeff.core.weight import dense
+from jaxeff.core.tree import combine, partition
+from jaxeff.core.weight import einsum, is_weight
 
 LOGITS = 2**22  # float32 logits of a chunk, about: 16 MB
 F32 = {"preferred_element_type": jnp.float32}
@@ -24,10 +26,11 @@ F32 = {"preferred_element_type": jnp.float32}
 
 def cross_entropy(
     x_BTD: jax.Array,
-    head_VD,
+    head,
     targets_BT: jax.Array,
     mask_BT: jax.Array,
     *,
+    axes: Literal["vd", "dv"] = "vd",
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
@@ -35,8 +38,10 @@ def cross_entropy(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss_sum, aux): the objective summed over tokens with the weights `mask_BT`, in nats, float32.
 
-    head_VD is an array or a weight node; logits are its product with x in x's dtype, summed in float32. aux, not differentiated:
-    `nll_sum`, the negative log-likelihood alone (loss_sum without smoothing and z-loss), and `n_targets`, the sum of the mask.
+    head: an array or a weight node, [V, D] or with `axes` "dv" [D, V]; it acts on one chunk at a time and never becomes dense
+    outside of it. Logits are its product with x in x's dtype, summed in float32. aux, not differentiated: `nll_sum`, the negative
+    log-likelihood alone (loss_sum without smoothing and z-loss), `correct_sum`, the weight of the tokens whose target is the
+    likeliest (or one of them), and `n_targets`, the sum of the mask.
     chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits.
 
     Raises ValueError for shapes that do not fit.
@@ -45,13 +50,15 @@ def cross_entropy(
         raise ValueError(
             f"cross_entropy: targets {targets_BT.shape} and mask {mask_BT.shape} do not fit hidden states {x_BTD.shape}"
         )
-    head_VD = dense(head_VD, getattr(head_VD, "dtype", x_BTD.dtype))
-    if head_VD.ndim != 2 or head_VD.shape[1] != x_BTD.shape[2]:
-        raise ValueError(f"cross_entropy: a head of shape {head_VD.shape} does not fit hidden states {x_BTD.shape}")
-    n = chunks(x_BTD.shape[:2], head_VD.shape[0], chunk)
-    options = (n, z_loss, label_smoothing, softcap)
-    loss_sum, nll_sum = summed(x_BTD, head_VD, targets_BT, mask_BT.astype(jnp.float32), options)
-    return loss_sum, {"nll_sum": jax.lax.stop_gradient(nll_sum), "n_targets": jnp.sum(mask_BT.astype(jnp.float32))}
+    if not is_weight(head) and (head.ndim != 2 or head.shape[axes.index("d")] != x_BTD.shape[2]):
+        raise ValueError(f"cross_entropy: a head of shape {head.shape} does not fit hidden states {x_BTD.shape}")
+    vocabulary = jax.eval_shape(functools.partial(logits, axes=axes), x_BTD[:, :1], head).shape[-1]
+    n = chunks(x_BTD.shape[:2], vocabulary, chunk)
+    options = Options(n, axes, z_loss, label_smoothing, softcap)
+    mask_BT = mask_BT.astype(jnp.float32)
+    loss_sum, *told = summed(x_BTD, head, targets_BT, mask_BT, options)
+    nll_sum, correct_sum = map(jax.lax.stop_gradient, told)
+    return loss_sum, {"nll_sum": nll_sum, "correct_sum": correct_sum, "n_targets": jnp.sum(mask_BT)}
 
 
 def cross_entropy_reference(
@@ -104,73 +111,131 @@ def over_chunks(body, carry, arrays, n: int):
     return carry, jax.tree.map(lambda y: unsplit(y, t), ys)
 
 
-def tokens(x_BPD, head_VD, targets_BP, options):
-    """(z, slope, is_target, lse, nll, loss) of the tokens of a chunk; slope is the soft cap's derivative or None."""
-    _, z_loss, smoothing, softcap = options
-    z_BPV = jnp.einsum("bpd,vd->bpv", x_BPD, head_VD.astype(x_BPD.dtype), **F32)
-    slope_BPV = None
-    if softcap is not None:
-        tanh_BPV = jnp.tanh(z_BPV * (1 / softcap))
-        z_BPV, slope_BPV = softcap * tanh_BPV, 1 - tanh_BPV * tanh_BPV
+class Options(NamedTuple):
+    """What is static about a call: number of chunks, order of the head's axes, and the settings of the loss."""
+
+    n: int
+    axes: str
+    z_loss: float
+    smoothing: float
+    softcap: float | None
+
+
+class Tokens(NamedTuple):
+    """Of the tokens of a chunk: logits z [B, P, V], the soft cap's derivative there (None without one), where the target is,
+    and [B, P] log of the softmax's denominator, negative log-likelihood, loss, and whether the target is the likeliest."""
+
+    z: jax.Array
+    slope: jax.Array | None
+    is_target: jax.Array
+    lse: jax.Array
+    nll: jax.Array
+    loss: jax.Array
+    correct: jax.Array
+
+
+def logits(x_BPD, head, axes: str) -> jax.Array:
+    """float32 [B, P, V]."""
+    return einsum(f"bpd,{axes}->bpv", x_BPD, head, jnp.float32)
+
+
+def tokens(x_BPD, head, targets_BP, options: Options) -> Tokens:
+    """See `Tokens`."""
+    z_BPV, slope_BPV = logits(x_BPD, head, options.axes), None
+    if options.softcap is not None:
+        tanh_BPV = jnp.tanh(z_BPV * (1 / options.softcap))
+        z_BPV, slope_BPV = options.softcap * tanh_BPV, 1 - tanh_BPV * tanh_BPV
     top_BP1 = jnp.max(z_BPV, axis=-1, keepdims=True)
     lse_BP = top_BP1[..., 0] + jnp.log(jnp.sum(jnp.exp(z_BPV - top_BP1), axis=-1))
     # A comparison, not a gather: it fuses, and a vocabulary that is spread over devices stays so.
     is_target_BPV = jnp.arange(z_BPV.shape[-1], dtype=targets_BP.dtype)[None, None] == targets_BP[:, :, None]
-    nll_BP = lse_BP - jnp.sum(jnp.where(is_target_BPV, z_BPV, 0.0), axis=-1)
+    z_target_BP = jnp.sum(jnp.where(is_target_BPV, z_BPV, 0.0), axis=-1)
+    nll_BP = lse_BP - z_target_BP
     loss_BP = nll_BP
-    if smoothing:
-        loss_BP = (1 - smoothing) * nll_BP + smoothing * (lse_BP - jnp.mean(z_BPV, axis=-1))
-    if z_loss:
-        loss_BP = loss_BP + z_loss * lse_BP**2
-    return z_BPV, slope_BPV, is_target_BPV, lse_BP, nll_BP, loss_BP
+    if options.smoothing:
+        loss_BP = (1 - options.smoothing) * nll_BP + options.smoothing * (lse_BP - jnp.mean(z_BPV, axis=-1))
+    if options.z_loss:
+        loss_BP = loss_BP + options.z_loss * lse_BP**2
+    correct_BP = (z_target_BP >= top_BP1[..., 0]).astype(jnp.float32)
+    return Tokens(z_BPV, slope_BPV, is_target_BPV, lse_BP, nll_BP, loss_BP, correct_BP)
+
+
+def sums(t: Tokens, mask_BP) -> jax.Array:
+    """[loss, negative log-likelihood, correct] summed over tokens."""
+    return jnp.stack([jnp.sum(x * mask_BP) for x in (t.loss, t.nll, t.correct)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def summed(x_BTD, head_VD, targets_BT, mask_BT, options):
-    """(loss_sum, nll_sum). Only loss_sum is differentiated."""
+def summed(x_BTD, head, targets_BT, mask_BT, options: Options):
+    """(loss_sum, nll_sum, correct_sum). Only loss_sum is differentiated."""
 
-    def body(sums, chunk):
+    def body(total, chunk):
         x_BPD, targets_BP, mask_BP = chunk
-        *_, nll_BP, loss_BP = tokens(x_BPD, head_VD, targets_BP, options)
-        return (sums[0] + jnp.sum(loss_BP * mask_BP), sums[1] + jnp.sum(nll_BP * mask_BP)), ()
+        return total + sums(tokens(x_BPD, head, targets_BP, options), mask_BP), ()
 
-    zero = jnp.zeros((), jnp.float32)
-    return over_chunks(body, (zero, zero), (x_BTD, targets_BT, mask_BT), options[0])[0]
+    return tuple(over_chunks(body, jnp.zeros(3, jnp.float32), (x_BTD, targets_BT, mask_BT), options.n)[0])
 
 
-def forward(x_BTD, head_VD, targets_BT, mask_BT, options):
-    """((loss_sum, nll_sum), gradients of loss_sum)."""
-    n, z_loss, smoothing, _ = options
+def forward(x_BTD, head, targets_BT, mask_BT, options: Options):
+    """((loss_sum, nll_sum, correct_sum), gradients of loss_sum)."""
+    z_loss, smoothing = options.z_loss, options.smoothing
 
     def body(carry, chunk):
-        loss_sum, nll_sum, dhead_DV = carry
+        total, dhead = carry
         x_BPD, targets_BP, mask_BP = chunk
-        z, slope, is_target, lse, nll, loss = tokens(x_BPD, head_VD, targets_BP, options)
-        share = 1 + 2 * z_loss * lse if z_loss else jnp.ones_like(lse)
-        dz = jnp.exp(z - lse[:, :, None]) * share[:, :, None] - jnp.where(is_target, 1 - smoothing, 0.0)
+        t = tokens(x_BPD, head, targets_BP, options)
+        share = 1 + 2 * z_loss * t.lse if z_loss else jnp.ones_like(t.lse)
+        dz = jnp.exp(t.z - t.lse[:, :, None]) * share[:, :, None] - jnp.where(t.is_target, 1 - smoothing, 0.0)
         if smoothing:
-            dz = dz - smoothing / z.shape[-1]
+            dz = dz - smoothing / t.z.shape[-1]
         dz = dz * mask_BP[:, :, None]
-        dz = (dz if slope is None else dz * slope).astype(x_BPD.dtype)
-        dx = jnp.einsum("bpv,vd->bpd", dz, head_VD.astype(dz.dtype), **F32).astype(x_BPD.dtype)
-        dhead_DV = dhead_DV + jnp.einsum("bpd,bpv->dv", x_BPD, dz, **F32)
-        return (loss_sum + jnp.sum(loss * mask_BP), nll_sum + jnp.sum(nll * mask_BP), dhead_DV), (dx, loss)
+        dz = (dz if t.slope is None else dz * t.slope).astype(x_BPD.dtype)
+        dx, dhead_here = product_backward(x_BPD, head, dz, options.axes)
+        dhead = jax.tree.map(jnp.add, dhead, dhead_here)
+        return (total + sums(t, mask_BP), dhead), (dx, t.loss)
 
-    zero = jnp.zeros((), jnp.float32)
-    dhead_DV = jnp.zeros(head_VD.shape[::-1], jnp.float32)
-    (loss_sum, nll_sum, dhead_DV), (dx_BTD, loss_BT) = over_chunks(
-        body, (zero, zero, dhead_DV), (x_BTD, targets_BT, mask_BT), n
-    )
-    # Behind the barrier the transpose is not folded into the product, which XLA's CPU backend runs faster as it stands.
-    dhead_DV = jax.lax.optimization_barrier(dhead_DV)
-    return (loss_sum, nll_sum), (dx_BTD, dhead_DV.T.astype(head_VD.dtype), loss_BT)
+    start = jnp.zeros(3, jnp.float32), zero_gradient(head, options.axes)
+    (total, dhead), (dx_BTD, loss_BT) = over_chunks(body, start, (x_BTD, targets_BT, mask_BT), options.n)
+    return tuple(total), (dx_BTD, like_head(dhead, head, options.axes), loss_BT)
 
 
-def backward(options, gradients, cotangents):
+def backward(options: Options, gradients, cotangents):
     """The gradients times the cotangent of loss_sum."""
-    dx_BTD, dhead_VD, loss_BT = gradients
-    by = cotangents[0]
-    return dx_BTD * by.astype(dx_BTD.dtype), dhead_VD * by.astype(dhead_VD.dtype), None, loss_BT * by
+    dx_BTD, dhead, loss_BT = gradients
+    times = lambda x: x * cotangents[0].astype(x.dtype)
+    return times(dx_BTD), jax.tree.map(times, dhead), None, times(loss_BT)
 
 
 summed.defvjp(forward, backward)
+
+
+def floats(head):
+    """(the leaves of a weight node that have gradients, the rest), each None where the other is."""
+    return partition(head, lambda path, leaf: jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def product_backward(x_BPD, head, dz_BPV, axes: str):
+    """(dx in x's dtype, the head's gradient in float32: [D, V] for an array, in the structure of `floats` for a node)."""
+    if not is_weight(head):
+        dx = jnp.einsum(f"bpv,{axes}->bpd", dz_BPV, head.astype(dz_BPV.dtype), **F32)
+        return dx.astype(x_BPD.dtype), jnp.einsum("bpd,bpv->dv", x_BPD, dz_BPV, **F32)
+    leaves, rest = floats(head)
+    _, pull = jax.vjp(lambda x, leaves: logits(x, combine(leaves, rest), axes), x_BPD, leaves)
+    dx, dleaves = pull(dz_BPV.astype(jnp.float32))
+    return dx, jax.tree.map(lambda d: d.astype(jnp.float32), dleaves)
+
+
+def zero_gradient(head, axes: str):
+    """What `product_backward` adds to."""
+    if is_weight(head):
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), floats(head)[0])
+    return jnp.zeros(head.shape if axes == "dv" else head.shape[::-1], jnp.float32)
+
+
+def like_head(dhead, head, axes: str):
+    """The head's gradient in the head's own form and dtypes; None for leaves that have none."""
+    if is_weight(head):
+        return jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), dhead, floats(head)[0])
+    # Behind the barrier the transpose is not folded into the product, which XLA's CPU backend runs faster as it stands.
+    dhead_DV = jax.lax.optimization_barrier(dhead)
+    return (dhead_DV if axes == "dv" else dhead_DV.T).astype(head.dtype)

@@ -1,4 +1,4 @@
-"""Normalisation over the last axis. D model (or any last axis).
+"""Normalisation over the last axis, or several. D model (or any last axis).
 
 Computed in float32 whatever the input, returned in the input's dtype. A scale or bias may have any trailing shape of x,
 so that one call serves a norm of the model width ([D]) and one per head ([H, C]).
@@ -13,23 +13,29 @@ def _like(x: jax.Array, w_D: jax.Array) -> jax.Array:
     return w_D.astype(jnp.float32).reshape((1,) * (x.ndim - w_D.ndim) + w_D.shape)
 
 
-def rms_norm(x: jax.Array, scale_D: jax.Array | None = None, eps: float = 1e-6) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich 2019). x [..., D]; result in x's shape and dtype."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+def rms_norm(x: jax.Array, scale_D: jax.Array | None = None, eps: float = 1e-6, axes: int = 1) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich 2019). x [..., D]; result in x's shape and dtype.
+
+    axes: over how many of the last axes the mean is taken.
+    """
+    y, over = x.astype(jnp.float32), tuple(range(-axes, 0))
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=over, keepdims=True) + eps)
     if scale_D is not None:
         y = y * _like(y, scale_D)
     return y.astype(x.dtype)
 
 
 def layer_norm(
-    x: jax.Array, scale_D: jax.Array | None = None, bias_D: jax.Array | None = None, eps: float = 1e-5
+    x: jax.Array, scale_D: jax.Array | None = None, bias_D: jax.Array | None = None, eps: float = 1e-5, axes: int = 1
 ) -> jax.Array:
-    """(x - mean) / sqrt(variance + eps) * scale + bias (Ba 2016). x [..., D]; result in x's shape and dtype."""
-    y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    """(x - mean) / sqrt(variance + eps) * scale + bias (Ba et al. 2016). x [..., D]; result in x's shape and dtype.
+
+    axes: over how many of the last axes mean and variance are taken.
+    """
+    y, over = x.astype(jnp.float32), tuple(range(-axes, 0))
+    y = y - jnp.mean(y, axis=over, keepdims=True)
     # The variance is taken of the centred values: mean(x^2) - mean(x)^2 cancels when the mean is large.
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=over, keepdims=True) + eps)
     if scale_D is not None:
         y = y * _like(y, scale_D)
     if bias_D is not None:

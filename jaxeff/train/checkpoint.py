@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.tree import paths
+from jaxeff.objectives.base import Score
 from jaxeff.train.state import State
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
@@ -43,20 +44,27 @@ PATHS = (errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG, er
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. `read_only` neither creates nor tidies anything: for evaluation beside a running job."""
+    """The checkpoints of one workdir: the newest `keep` and the one with the best `score`, where one is given.
 
-    def __init__(self, workdir, keep: int = 2, read_only: bool = False):
+    `read_only` neither creates nor tidies anything: for evaluation beside a running job.
+    """
+
+    def __init__(self, workdir, score: Score | None = None, keep: int = 2, read_only: bool = False):
         self.folder = Path(workdir).absolute() / FOLDER
-        self.read_only = read_only
+        self.read_only, self.score = read_only, score
         _hush()
+
+        def _badness(metrics: dict[str, float]) -> float:
+            return score.badness(metrics[score.name])
+
         best = BestN(get_metric_fn=_badness, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
-            best_fn=_badness,  # without it Orbax does not write the metrics
+            best_fn=_badness if score else None,  # without it Orbax does not write the metrics
             best_mode="min",
-            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if score else [])]),
             step_format_fixed_length=8,
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
@@ -152,10 +160,10 @@ class Checkpoints:
             return None, reason
 
     def best(self) -> int | None:
-        """The step with the lowest bits per byte among the checkpoints kept."""
-        scores = {step: (self._manager.metrics(step) or {}).get("bits_per_byte") for step in self.steps()}
-        scores = {step: score for step, score in scores.items() if score is not None}
-        return min(scores, key=scores.get) if scores else None
+        """The step with the best score among the checkpoints kept."""
+        found = {step: (self._manager.metrics(step) or {}).get(self.score.name) for step in self.steps()}
+        badness = {step: self.score.badness(value) for step, value in found.items() if value is not None}
+        return min(badness, key=badness.get) if badness else None
 
     def wait(self):
         """Returns when everything is on disk. Raises UserError when the file system refused it."""
@@ -204,10 +212,6 @@ def _hush():
             before(unraisable)
 
     sys.unraisablehook = hook
-
-
-def _badness(metrics: dict[str, float]) -> float:
-    return metrics["bits_per_byte"]
 
 
 @jax.jit

@@ -7,14 +7,11 @@ A run starts in one of these ways, tried in this order:
 All of them are functions of the config and the files named, so a run that is killed and started again is the same run.
 """
 
-import collections
 import contextlib
 import dataclasses
+import functools
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,10 @@ import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.tree import paths
-from jaxeff.evaluate.perplexity import evaluate
+from jaxeff.evaluate.scores import evaluate
+from jaxeff.objectives.base import check_score
 from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.clock import Clock
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
 from jaxeff.train.state import State
@@ -42,20 +41,22 @@ from jaxeff.train.workdir import (
     write_json,
 )
 
-# Steps over which tokens per second are counted: metrics are read in pairs around a save, one step alone says little.
-WINDOW = 20
-
 
 @dataclasses.dataclass
 class Result:
     """What a call of `fit` leaves: the last step and state, the lines of metrics.jsonl from step 1 on, the last step's
-    validation (None when there is none), and whether it was stopped before the end."""
+    score on the validation split (None when there is none), and whether it was stopped before the end."""
 
     step: int
     state: State
     lines: list[dict[str, Any]]
-    bits_per_byte: float | None
+    score: float | None
     stopped: bool
+
+    @property
+    def weights(self):
+        """The weights to evaluate."""
+        return self.state.weights
 
 
 def fit(
@@ -84,9 +85,10 @@ def fit(
             check_config(run, experiment, workdir)
         prepared = experiment.data.prepare(report=report.stage) if prepared is None else prepared
         check_model(experiment, prepared)
+        check_objective(experiment, prepared, step)
         if run is not None:
             check_corpus(run, prepared.fingerprint, workdir)
-        checkpoints = Checkpoints(workdir, keep=experiment.train.keep)
+        checkpoints = Checkpoints(workdir, experiment.objective.score, keep=experiment.train.keep)
         stack.callback(checkpoints.close)
         if run is None and checkpoints.steps():
             raise UserError(f"{workdir} holds checkpoints but no run.json that says of what; use another workdir")
@@ -98,14 +100,22 @@ def fit(
 
 def check_model(experiment: Experiment, prepared):
     """Raises UserError when the model cannot read this data."""
-    known, needed = experiment.model.vocab_size, prepared.tokenizer.vocab_size
+    known, needed = experiment.model.vocab_size, prepared.vocab_size
     if known < needed:
         raise UserError(
-            f"model.vocab_size={known} is smaller than the tokenizer's vocabulary: set model.vocab_size={needed}"
+            f"model.vocab_size={known} is smaller than the data's vocabulary: set model.vocab_size={needed}"
         )
     bound = experiment.model.max_positions
     if bound is not None and experiment.data.seq_len > bound:
         raise UserError(f"data.seq_len={experiment.data.seq_len} is longer than model.max_positions={bound}")
+
+
+def check_objective(experiment: Experiment, prepared, step: Step):
+    """Raises UserError when the score to follow cannot be computed on the validation split."""
+    if "validation" in prepared.splits:
+        batch = next(iter(prepared.eval("validation")))
+        sums = functools.partial(experiment.objective.sums, experiment.model)
+        check_score(experiment.objective, jax.eval_shape(sums, step.abstract.params, batch))
 
 
 class _Loop:
@@ -117,8 +127,8 @@ class _Loop:
         self.experiment, self.train, self.workdir, self.step = experiment, experiment.train, workdir, step
         self.prepared, self.checkpoints, self.report = prepared, checkpoints, report
         self.batches = prepared.train(jax.process_index(), jax.process_count())
-        has_validation = experiment.data.valid_fraction > 0
-        self.validation = prepared.eval("validation") if has_validation else None
+        self.validation = prepared.eval("validation") if "validation" in prepared.splits else None
+        self.score = experiment.objective.score
         self.clock = Clock()
         self.done = self.tokens = 0
         self.closers = [close for close in [getattr(self.batches, "close", None)] if close]
@@ -152,7 +162,7 @@ class _Loop:
                 self.closers.append(self.events.close)
 
     def _weights_from(self, workdir: str) -> dict[str, Any]:
-        source = Checkpoints(workdir, read_only=True)
+        source = Checkpoints(workdir, self.score, read_only=True)
         if not source.steps():
             raise UserError(f"train.init_from={workdir}: there is no checkpoint")
         theirs, ours = (paths(e.model.specs()) for e in (stored_experiment(workdir), self.experiment))
@@ -191,15 +201,15 @@ class _Loop:
             self._save(None)
         self.checkpoints.wait()
         lines, finished = read_metrics(self.workdir), self.done == self.train.steps
-        score = lines[-1].get("bits_per_byte") if finished and lines else None
-        return Result(self.done, self.state, lines, score, stopped=not finished)
+        last = lines[-1] if finished and lines else {}
+        return Result(self.done, self.state, lines, last.get(f"eval_{self.score.name}"), stopped=not finished)
 
     def _due(self, every: int | None) -> bool:
         return self.done == self.train.steps or (every is not None and self.done % every == 0)
 
     def _finish(self, step: int, metrics: dict, scores: dict | None = None):
         """Read a step's metrics, show them, and write them where it is time to."""
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
         self.tokens += int(values["n_targets"])
         speed = self.clock.tick(self.tokens)
         line = {
@@ -211,14 +221,17 @@ class _Loop:
             "tokens_per_s": speed,
             "seconds": self.clock.seconds,
             "skipped": values["skipped"],
-        } | {name: _finite(value) for name, value in (scores or {}).items()}
-        self.report.step(step, self.train.steps, line)
+        }
+        line |= {f"eval_{name}": _finite(value) for name, value in (scores or {}).items()}
+        line |= {name: value for name, value in values.items() if "/" in name}
+        verdict = None if scores is None else f"validation {self.score.describe(scores[self.score.name])}"
+        self.report.step(step, self.train.steps, line, verdict)
         every = self.train.log_every
         if (scores or step == self.train.steps or (every and step % every == 0)) and jax.process_index() == 0:
             self.metrics.write(line | self.clock.waits())
             if self.events is not None:
                 for name, value in line.items():
-                    if name != "step" and value is not None:
+                    if name != "step" and isinstance(value, int | float):
                         self.events.add_scalar(name, value, step)
         if values["bad"] >= self.train.max_bad_steps:
             self._give_up(step, values["bad"])
@@ -237,16 +250,16 @@ class _Loop:
             return None
         with self.clock.paused():
             found = evaluate(
+                self.experiment.objective,
                 self.experiment.model,
                 self.state.weights,
                 self.validation,
-                self.prepared.tokenizer.token_bytes,
                 policy=self.experiment.policy,
                 mesh=self.step.mesh,
                 limit=self.train.eval_batches,
                 report=self.report.stage,
             )
-        return {"bits_per_byte": found["bits_per_byte"], "eval_loss": found["loss"]}
+        return found.scores
 
     def _save(self, scores: dict | None):
         if self.done in self.checkpoints.steps():
@@ -257,53 +270,9 @@ class _Loop:
             "seconds": self.clock.seconds,
             "data": self.batches.get_state(),
         }
-        usable = scores if scores and math.isfinite(scores["bits_per_byte"]) else None
+        usable = scores if scores and math.isfinite(scores[self.score.name]) else None
         with self.clock.waiting("save_wait"):
             self.checkpoints.save(self.done, self.state, record, usable)
-
-
-class Clock:
-    """Seconds of training, earlier starts included and evaluation left out, and what of them was spent waiting."""
-
-    def __init__(self):
-        self.before = self._left_out = 0.0
-        self._waits = {"data_wait": 0.0, "save_wait": 0.0}
-        self._recent: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
-        self.start()
-
-    def start(self):
-        """Now is where this process's training starts."""
-        self._begun, self._left_out = time.perf_counter(), 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Training time so far."""
-        return self.before + time.perf_counter() - self._begun - self._left_out
-
-    @contextlib.contextmanager
-    def paused(self):
-        """Time that is no training."""
-        begun = time.perf_counter()
-        yield
-        self._left_out += time.perf_counter() - begun
-
-    @contextlib.contextmanager
-    def waiting(self, name: str):
-        """Time in which the loop waits for something."""
-        begun = time.perf_counter()
-        yield
-        self._waits[name] += time.perf_counter() - begun
-
-    def tick(self, tokens: int) -> float | None:
-        """Tokens per second over the last steps, given the tokens so far; None after the first step, which compiled."""
-        self._recent.append((self.seconds, tokens))
-        (since, before), (now, total) = self._recent[0], self._recent[-1]
-        return (total - before) / (now - since) if now > since else None
-
-    def waits(self) -> dict[str, float]:
-        """Seconds of waiting, by reason, since the last call."""
-        found, self._waits = self._waits, dict.fromkeys(self._waits, 0.0)
-        return found
 
 
 def _finite(value: float) -> float | None:
@@ -318,22 +287,3 @@ def _event_writer(workdir: Path, step: int):
             "train.tensorboard=true needs the package tensorboardX: pip install 'jaxeff[tensorboard]'"
         ) from None
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-
-@contextlib.contextmanager
-def on_signal() -> Iterator[Callable[[], bool]]:
-    """`stop` for `fit`: true after SIGTERM or SIGINT. A second signal has its usual effect, at once."""
-    asked = threading.Event()
-    usual = {}
-
-    def handle(number, frame):
-        asked.set()
-        signal.signal(number, usual[number])
-
-    if threading.current_thread() is threading.main_thread():
-        usual = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union
 
 from jaxeff.core.errors import UserError, lookup, nearest
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
-from jaxeff.models.block import Block
+from jaxeff.models.block import Block, as_block
 
 # Fields that hold any class of a registry; their annotation cannot list them.
 REGISTRIES = {(Block, "mixer"): MIXERS, (Block, "mlp"): CHANNEL_MIXERS}
@@ -26,9 +26,11 @@ REGISTRIES = {(Block, "mixer"): MIXERS, (Block, "mlp"): CHANNEL_MIXERS}
 
 @dataclasses.dataclass
 class _Change:
-    """What is to happen at one place of the tree: a new value, changes further down, or both in this order."""
+    """What is to happen at one place of the tree: a new value, given as text or in a tuple of one, changes further down, or
+    both in this order."""
 
     text: str | None = None
+    value: tuple[Any, ...] = ()
     inner: dict[str, "_Change"] = dataclasses.field(default_factory=dict)
 
 
@@ -51,16 +53,30 @@ def override(experiment, assignments: Iterable[str]):
     return _apply(experiment, root, type(experiment), "", experiment)
 
 
+def replaced(experiment, changes: Iterable[tuple[str, Any]]):
+    """`experiment` with the field at each path, as `--set` names it, set to a value; all together.
+
+    Raises UserError for an unknown path, with the nearest, and for values that do not fit each other.
+    """
+    root = _Change()
+    for path, value in changes:
+        change = root
+        for name in path.split("."):
+            change = change.inner.setdefault(name, _Change())
+        change.value = (value,)
+    return _apply(experiment, root, type(experiment), "", experiment)
+
+
 def _apply(old, change: _Change, kind, path: str, root, registry=None):
     if change.text is not None and registry is None and (cls := _named(change.text, kind)) is not None:
         value = _fresh(cls, change, path, root)
     else:
         value = old if change.text is None else _parse(change.text, kind, path, registry)
+        value = change.value[0] if change.value else value
     if not change.inner:
         return value
     if isinstance(value, str) and Block in _options(kind):
-        # A mixer's name stands for a Block of it.
-        value = Block(lookup(MIXERS, value, "mixer")())
+        value = as_block(value)
     if isinstance(value, tuple):
         return _apply_items(value, change, kind, path, root)
     if not dataclasses.is_dataclass(value):

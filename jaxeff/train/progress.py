@@ -17,8 +17,8 @@ class Silent:
     def stage(self, text: str, done: int, total: int) -> None:
         """`done` of `total` of something beside training is done."""
 
-    def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
-        """A step is done; `line` is what metrics.jsonl would say of it."""
+    def step(self, step: int, steps: int, line: dict[str, Any], verdict: str | None = None) -> None:
+        """A step is done; `line` is what metrics.jsonl would say of it, `verdict` what its evaluation found, if there was one."""
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -34,13 +34,13 @@ class Silent:
         pass
 
 
-def summary(line: dict[str, Any]) -> str:
+def summary(line: dict[str, Any], verdict: str | None = None) -> str:
     """The numbers of a step that a person watches."""
     parts = ["loss not finite" if line["loss"] is None else f"loss {line['loss']:.4f}"]
     if line.get("tokens_per_s"):
         parts.append(f"{line['tokens_per_s']:,.0f} tokens/s")
-    if line.get("bits_per_byte") is not None:
-        parts.append(f"validation {line['bits_per_byte']:.4f} bits per byte")
+    if verdict is not None:
+        parts.append(verdict)
     if line.get("skipped"):
         parts.append(f"{line['skipped']} steps skipped")
     return "  ".join(parts)
@@ -61,16 +61,16 @@ class Lines(Silent):
             self.text, self.staged = text, time.monotonic()
             self.say(f"{text} {done}/{total}" if total > 1 else text)
 
-    def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
+    def step(self, step: int, steps: int, line: dict[str, Any], verdict: str | None = None) -> None:
         now = time.monotonic()
         if self.begun is None:
             self.begun = step, now
-        if line.get("bits_per_byte") is None and now - self.last < self.every:
+        if verdict is None and now - self.last < self.every:
             return
         self.last = now
         first, since = self.begun
         left = f"  {_clock((now - since) / (step - first) * (steps - step))} left" if step > first else ""
-        self.say(f"step {step}/{steps}  {summary(line)}{left}")
+        self.say(f"step {step}/{steps}  {summary(line, verdict)}{left}")
 
 
 class Bars(Silent):
@@ -99,13 +99,12 @@ class Bars(Silent):
     def stage(self, text: str, done: int, total: int) -> None:
         self.bars.update(self._task(text, total), completed=done, total=total, visible=done < total)
 
-    def step(self, step: int, steps: int, line: dict[str, Any]) -> None:
+    def step(self, step: int, steps: int, line: dict[str, Any], verdict: str | None = None) -> None:
         for text, task in self.tasks.items():
             self.bars.update(task, visible=text == "training")
-        numbers = summary({name: value for name, value in line.items() if name != "bits_per_byte"})
-        self.bars.update(self._task("training", steps), completed=step, numbers=numbers)
-        if line.get("bits_per_byte") is not None:
-            self.say(f"step {step}/{steps}  {summary(line)}")
+        self.bars.update(self._task("training", steps), completed=step, numbers=summary(line))
+        if verdict is not None:
+            self.say(f"step {step}/{steps}  {summary(line, verdict)}")
 
     def say(self, text: str) -> None:
         self.bars.console.print(text, highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,11 @@ class State:
     lr: jax.Array
     steps: jax.Array
     seed: jax.Array
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of this step's random numbers; initial values fold in paths, this a name and the step."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), crc32(b"step")), self.step)
 
     @property
     def weights(self):

@@ -92,35 +92,41 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
         scaled = policy.compute == "float16"
         return init_state(params, tx, ema=optim.ema is not None, scaled=scaled, seed=seed, lr=lr, steps=steps)
 
-    def gradients(params, scale, batch):
-        """(loss, gradients, number of targets, new loss scale)."""
+    def gradients(params, scale, batch, key):
+        """(loss, gradients, sums, new loss scale)."""
 
         def f(params):
-            return objective.loss(model, params, batch, ctx)
+            sums = objective.sums(model, params, batch, dataclasses.replace(ctx, key=key))
+            return objective.loss(sums), sums
 
         if scale is None:
-            (loss, metrics), grads = jax.value_and_grad(f, has_aux=True)(params)
+            (loss, sums), grads = jax.value_and_grad(f, has_aux=True)(params)
         else:
-            scale, _, (loss, metrics), grads = scale.value_and_grad(f, has_aux=True)(params)
-        return loss, jax.tree.map(lambda g: g.astype(policy.reduce), grads), metrics["n_targets"], scale
+            scale, _, (loss, sums), grads = scale.value_and_grad(f, has_aux=True)(params)
+        return loss, jax.tree.map(lambda g: g.astype(policy.reduce), grads), sums, scale
 
-    def accumulated(params, scale, batch):
+    def accumulated(params, scale, batch, key):
         """`gradients` of the whole batch, in micro-batches weighted by their numbers of targets."""
         parts = jax.tree.map(functools.partial(_micro, n=accumulate, ctx=ctx), batch)
 
-        def add(carry, part):
-            loss, grads, n, scale = carry
-            loss_i, grads_i, n_i, scale = gradients(params, scale, part)
+        def add(carry, part_i):
+            loss, grads, scale = carry
+            part, i = part_i
+            loss_i, grads_i, sums_i, scale = gradients(params, scale, part, jax.random.fold_in(key, i))
+            n_i = sums_i["loss"].weight
             grads = jax.tree.map(lambda g, gi: g + n_i.astype(g.dtype) * gi, grads, grads_i)
-            return (loss + n_i * loss_i, grads, n + n_i, scale), None
+            return (loss + n_i * loss_i, grads, scale), sums_i
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, policy.reduce), params)
-        (loss, grads, n, scale), _ = jax.lax.scan(add, (jnp.float32(0), zeros, jnp.float32(0), scale), parts)
-        total = jnp.maximum(n, 1.0)
-        return loss / total, jax.tree.map(lambda g: g / total.astype(g.dtype), grads), n, scale
+        start = (jnp.float32(0), zeros, scale)
+        (loss, grads, scale), sums = jax.lax.scan(add, start, (parts, jnp.arange(accumulate)))
+        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+        total = jnp.maximum(sums["loss"].weight, 1.0)
+        return loss / total, jax.tree.map(lambda g: g / total.astype(g.dtype), grads), sums, scale
 
     def step(state: State, batch):
-        loss, grads, n, scale = (gradients if accumulate == 1 else accumulated)(state.params, state.scale, batch)
+        compute = gradients if accumulate == 1 else accumulated
+        loss, grads, sums, scale = compute(state.params, state.scale, batch, state.key)
         grad_norm = optax.tree.norm(grads).astype(jnp.float32)
         lr = state.lr * share(state.step + 1, state.steps)
         updates, opt = tx.update(grads, state.opt, state.params)
@@ -140,15 +146,9 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
             skipped=state.skipped + failed,
             bad=(state.bad + 1) * failed,
         )
-        metrics = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "n_targets": n,
-            "skipped": new.skipped,
-            "bad": new.bad,
-        }
-        return new, metrics
+        metrics = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "n_targets": sums["loss"].weight}
+        told = {path: sum.mean for path, sum in sums.items() if "/" in path}
+        return new, metrics | {"skipped": new.skipped, "bad": new.bad} | told
 
     scalars = (
         jax.ShapeDtypeStruct((), jnp.uint32),

@@ -24,7 +24,9 @@ import jax
 import jaxeff
 from jaxeff.core.errors import UserError
 from jaxeff.train.checkpoint import refusals
-from jaxeff.train.experiment import CONFIG_MODULE, FREE, Experiment, diff, from_json, to_json
+from jaxeff.train.config_file import CONFIG_MODULE
+from jaxeff.train.config_json import diff, from_json, to_json
+from jaxeff.train.experiment import FREE, Experiment
 
 PACKAGES = (
     "jax",

@@ -16,13 +16,14 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.spec import count
 
 TINY = """
-from jaxeff.data import Bytes, Data, Grammar
-from jaxeff.models import LM
+from jaxeff.data import Bytes, TextData, Grammar
+from jaxeff.models import LM, Stage
 from jaxeff.train.experiment import Experiment
 
 
 def config():
-    return Experiment(LM(vocab_size=259, d_model=16, repeats=1), Data(Grammar(40), Bytes(), seq_len=32, batch_size=4))
+    lm = LM(vocab_size=259, d_model=16, stages=(Stage(("gqa",), 1),))
+    return Experiment(lm, TextData(Grammar(40), Bytes(), seq_len=32, batch_size=4))
 """
 
 

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from jaxeff.bench.record import machine, record, show, write
-from jaxeff.bench.timing import alternate, matmul_clock, summary
+from jaxeff.bench.timing import matmul_clock
 from jaxeff.core.errors import UserError
+from jaxeff.evaluate.timing import alternate, summary
 
 
 def entry(**more):

@@ -22,28 +22,33 @@ from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
-from jaxeff.models import LM, Block
+from jaxeff.models import LM, Block, Stage
 from tests.closeness import assert_close
 
+QKVO = ("q", "k", "v", "o")
 SMALL = {
     "gqa": GQA(16, n_heads=4, n_kv_heads=2),
-    "gqa/options": GQA(16, n_heads=2, n_kv_heads=1, head_dim=6, qk_norm=True, bias=True, softcap=2.0, rope=None),
+    "gqa/options": GQA(16, n_heads=2, n_kv_heads=1, head_dim=6, qk_norm=RMSNorm(), biases=QKVO, softcap=2.0, rope=None),
+    "gqa/full-norm": GQA(
+        16, n_heads=2, n_kv_heads=1, qk_norm=LayerNorm(), qk_norm_over="all", biases=("q",), scale=0.3
+    ),
     "mha": MHA(16, n_heads=2),
     "mqa": MQA(16, n_heads=2),
     "window": SlidingWindow(16, window=5, n_heads=2),
     "linear": LinearAttention(16, n_heads=2),
-    "linear/taylor2": LinearAttention(16, n_heads=2, feature_map="taylor2", key_dim=3, bias=True),
+    "linear/taylor2": LinearAttention(16, n_heads=2, feature_map="taylor2", key_dim=3, biases=QKVO),
     "linear/rms": LinearAttention(16, n_heads=2, feature_map="softmax", normalise=False),
     "mlp": MLP(16, d_hidden=24),
-    "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", bias=True),
+    "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", biases=("up", "down")),
 }
 REGISTERED = MIXERS | CHANNEL_MIXERS
 CASES = {name: SMALL.get(name) or make(d_model=32) for name, make in REGISTERED.items()}
 CASES |= {name: mixer for name, mixer in SMALL.items() if "/" in name}
 
 # Decode states that hold every token; all others must have a size that does not depend on the length of the text.
-GROWING = {"gqa", "gqa/options", "mha", "mqa"}
+GROWING = {"gqa", "gqa/options", "gqa/full-norm", "mha", "mqa"}
 
 B, HALF = 2, 35
 T = 2 * HALF
@@ -88,7 +93,7 @@ def apply(mixer, params, x_BTD, segment_ids_BT=None, state=None):
 
 def whole(name, segment_ids_BT=ONES, x_BTD=None):
     """y_BTD of the training form."""
-    y_BTD, state = apply(CASES[name], values(name), inputs(name) if x_BTD is None else x_BTD, segment_ids_BT)
+    y_BTD, state, *_ = apply(CASES[name], values(name), inputs(name) if x_BTD is None else x_BTD, segment_ids_BT)
     assert state is None
     return np.asarray(y_BTD)
 
@@ -99,7 +104,7 @@ def empty(name):
 
 
 def half(name, x_BTD, state, segment_ids_BT=ONES[:, :HALF]):
-    y_BTD, state = apply(CASES[name], values(name), x_BTD, segment_ids_BT, state)
+    y_BTD, state, *_ = apply(CASES[name], values(name), x_BTD, segment_ids_BT, state)
     return np.asarray(y_BTD), state
 
 
@@ -107,7 +112,7 @@ def steps(name, x_BTD, state):
     """Token after token, without segment ids: the segment goes on."""
     outputs = []
     for t in range(x_BTD.shape[1]):
-        y_B1D, state = apply(CASES[name], values(name), x_BTD[:, t : t + 1], None, state)
+        y_B1D, state, *_ = apply(CASES[name], values(name), x_BTD[:, t : t + 1], None, state)
         outputs.append(np.asarray(y_B1D))
     return np.concatenate(outputs, axis=1), state
 
@@ -117,7 +122,7 @@ def output_and_gradients(mixer, params, x_BTD, segment_ids_BT):
     """y, and the gradients of sum(sin(y)) for parameters and input."""
 
     def loss(params, x_BTD):
-        y_BTD, _ = mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT))
+        y_BTD = mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT)).y
         return jnp.sum(jnp.sin(y_BTD)), y_BTD
 
     gradients, y_BTD = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x_BTD)
@@ -139,16 +144,16 @@ def test_shapes_and_finite_gradients(name):
 @every_mixer
 def test_works_alone_and_jitted_is_plain(name):
     x_BTD = inputs(name)[:, :3]
-    plain, state = CASES[name].apply(values(name), x_BTD)
+    plain, state, *_ = CASES[name].apply(values(name), x_BTD)
     assert state is None
-    jitted, _ = apply(CASES[name], values(name), x_BTD)
+    jitted = apply(CASES[name], values(name), x_BTD).y
     assert_close(jitted, plain, F32)
 
 
 @functools.partial(jit, static_argnums=0)
 def input_gradients(mixer, params, x_BTD, segment_ids_BT, times):
     """d sum(y_t * r) / d x for each of `times`: [len(times), B, T, D]."""
-    run = lambda x_BTD: mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT))[0]
+    run = lambda x_BTD: mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT)).y
     y_BTD, pullback = jax.vjp(run, x_BTD)
     r_BTD = jax.random.normal(jax.random.key(3), y_BTD.shape)
     at = jax.nn.one_hot(times, T)[:, None, :, None]
@@ -240,7 +245,7 @@ def test_a_new_segment_does_not_see_the_state(name):
 @every_mixer
 def test_bfloat16_is_near_float32(name):
     x_BTD = inputs(name).astype(jnp.bfloat16)
-    y_BTD, _ = apply(CASES[name], values(name), x_BTD, ONES)
+    y_BTD = apply(CASES[name], values(name), x_BTD, ONES).y
     assert y_BTD.dtype == jnp.bfloat16
     assert_close(y_BTD, whole(name, x_BTD=x_BTD.astype(np.float32)), BF16)
 
@@ -260,7 +265,7 @@ def test_axes_are_known_and_do_not_collide(name):
     mesh = AbstractMesh((2, 2, 2, 2), MESH_AXES)
     for path, spec in jaxeff.core.tree.paths(CASES[name].specs()).items():
         assert isinstance(spec, Spec), path
-        assert set(spec.axes) <= set(RULES) | {None}, path
+        assert set(spec.axes) <= set(dict(RULES)) | {None}, path
         pspec(spec.axes, spec.shape, mesh)
 
 
@@ -310,12 +315,12 @@ def test_parameter_count_is_the_formula_of_the_docstring(name):
 def model(name, **options):
     mixer = CASES[name]
     block = Block(GQA(n_heads=2), mixer) if name in CHANNEL_MIXERS else Block(mixer)
-    return LM(12, mixer.d_model, (block,), 2, **options)
+    return LM(12, mixer.d_model, (Stage((block,), 2),), **options)
 
 
 @functools.partial(jit, static_argnums=0)
 def model_loss_and_gradients(lm, params, tokens_BT):
-    return jax.value_and_grad(lambda params: jnp.mean(jnp.sin(lm.apply(params, tokens_BT)[0])))(params)
+    return jax.value_and_grad(lambda params: jnp.mean(jnp.sin(lm.apply(params, tokens_BT).y)))(params)
 
 
 @every_registered
@@ -331,7 +336,7 @@ def fit(lm, params, tokens_BT, n_steps):
     optimizer = optax.adam(optax.linear_schedule(1e-2, 0.0, n_steps))
 
     def loss(params):
-        log_p = jax.nn.log_softmax(lm.apply(params, tokens_BT[:, :-1])[0])
+        log_p = jax.nn.log_softmax(lm.apply(params, tokens_BT[:, :-1]).y)
         nll = -jnp.take_along_axis(log_p, tokens_BT[:, 1:, None], axis=-1)[..., 0]
         return jnp.mean(nll[:, nll.shape[1] // 2 :])
 

@@ -59,4 +59,23 @@ def test_constrain_is_the_identity_without_a_mesh():
 
 
 def test_every_rule_names_a_mesh_axis():
-    assert {target for targets in RULES.values() for target in targets} <= set(jaxeff.make_mesh().axis_names)
+    assert {target for _, targets in RULES for target in targets} <= set(jaxeff.make_mesh().axis_names)
+
+
+def test_experts_take_their_mesh_axis_once():
+    mesh = jaxeff.make_mesh(tensor=2, fsdp=2)
+    specs = jaxeff.stack(jaxeff.stack({"up": Spec((8, 6), ("embed", "mlp"))}, 4, axis="expert"), 3)
+    assert specs["up"].n_stacked == 2
+    assert jaxeff.shardings(specs, mesh)["up"].spec == P(None, "tensor", "fsdp", None)
+    few = jaxeff.stack({"up": Spec((8, 6), ("embed", "mlp"))}, 3, axis="expert")
+    assert jaxeff.shardings(few, mesh)["up"].spec == P(None, "fsdp", "tensor"), (
+        "three experts leave the axis to the width"
+    )
+
+
+def test_other_rules():
+    rules = RULES.replace(mlp=("data",))
+    assert pspec(("embed", "mlp"), (8, 8), jaxeff.make_mesh(data=2, fsdp=2), rules) == P("fsdp", "data")
+    assert hash(rules) == hash(RULES.replace(mlp=("data",))) and rules != RULES
+    with pytest.raises(UserError, match="did you mean 'mlp'"):
+        RULES.replace(mpl=())

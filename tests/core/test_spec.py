@@ -89,3 +89,25 @@ def test_constants():
     specs = {"z": Spec((3,), (None,), zeros), "c": Spec((3,), (None,), Constant(0.5))}
     values = jaxeff.init(specs, jax.random.key(0))
     assert values["z"].sum() == 0 and values["c"].tolist() == [0.5] * 3
+
+
+def by_site(key, shape, dtype, site):
+    assert shape == (2,) and site.n_in == 0
+    return jnp.full(shape, site.layer + 10 * site.n_layers, dtype)
+
+
+def test_stacks_nest_and_the_depth_stays_the_layers():
+    spec = Spec((2,), ("embed",), by_site, n_in=0)
+    specs = jaxeff.stack(jaxeff.stack({"w": spec}, 3, axis="expert"), 2, start=1, step=2, total=4)
+    assert specs["w"].axes == ("layer", "expert", "embed") and specs["w"].n_stacked == 2
+    values = jaxeff.init(specs, jax.random.key(0))["w"]
+    assert values.shape == (2, 3, 2)
+    np.testing.assert_array_equal(values[:, :, 0], [[41] * 3, [43] * 3])
+    drawn = jaxeff.init(
+        jaxeff.stack(jaxeff.stack({"w": Spec((4, 2), ("embed", "mlp"))}, 3, axis="expert"), 2), jax.random.key(0)
+    )
+    assert len({x.tobytes() for x in np.asarray(drawn["w"]).reshape(6, -1)}) == 6, "every expert draws its own"
+
+
+def test_outside_a_stack_a_weight_is_layer_0_of_1():
+    assert float(jaxeff.init({"w": Spec((2,), ("embed",), by_site, n_in=0)}, jax.random.key(0))["w"][0]) == 10

@@ -35,7 +35,16 @@ def test_broken_regular_expression():
         match([("(", 1)], paths(TREE))
 
 
-@given(st.lists(st.text("abc/", min_size=1, max_size=6), min_size=1, unique=True), st.data())
+def test_a_rule_that_comes_too_late_is_refused():
+    with pytest.raises(UserError, match=r"'.*/q' matches only what rules before it took, such as 'blocks/0/mixer/q'"):
+        match([(".*/(q|v)", 1), (".*/q", 2)], paths(TREE))
+
+
+def test_bare_rules_have_no_setting():
+    assert match(["embed"], paths(TREE)) == {"embed": None}
+
+
+@given(st.lists(st.text("abc/", min_size=1, max_size=6), min_size=2, unique=True), st.data())
 def test_match_agrees_with_a_plain_search(names, data):
     import re
 

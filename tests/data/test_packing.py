@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxeff.data.packing import batch, best_fit, cut, loss_mask, pack, positions
+from jaxeff.data.packing import batch, best_fit, cut, loss_mask, pack, positions, target_bytes
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)
 ROW = st.integers(2, 17)
@@ -19,7 +19,8 @@ def documents(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
 @given(LENGTHS, ROW)
 def test_every_token_but_the_first_of_a_document_is_predicted_once_after_its_own_predecessor(lengths, row_length):
     tokens, n = documents(lengths)
-    packed = batch(*pack(tokens, n, row_length))
+    tokens_BT, ids_BT = pack(tokens, n, row_length)
+    packed = batch(tokens_BT, ids_BT, loss_mask(ids_BT))
     at = np.argwhere(packed["loss_mask"] > 0)
     context, target = packed["tokens"][tuple(at.T)], packed["tokens"][at[:, 0], at[:, 1] + 1]
     firsts = tokens[np.cumsum(n) - n]
@@ -75,7 +76,10 @@ def test_a_long_document_goes_on_with_one_token_of_context():
 
 
 def test_an_example_by_hand():
-    packed = batch(np.array([[5, 6, 7, 8, 9, 0]], np.uint16), np.array([[1, 1, 1, 2, 2, 0]], np.uint16))
+    tokens_BT, ids_BT = np.array([[5, 6, 7, 8, 9, 0]], np.uint16), np.array([[1, 1, 1, 2, 2, 0]], np.uint16)
+    packed = batch(tokens_BT, ids_BT, loss_mask(ids_BT))
+    stands_for = target_bytes(packed["tokens"], packed["loss_mask"], np.arange(10) * 10)
+    assert stands_for.tolist() == [[60, 70, 0, 90, 0, 0]] and stands_for.dtype == np.int32
     assert packed["positions"].tolist() == [[0, 1, 2, 0, 1, 0]]
     assert packed["loss_mask"].tolist() == [[1, 1, 0, 1, 0, 0]]
     assert {name: x.dtype for name, x in packed.items()} == {

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from jaxeff.core.errors import UserError
+from jaxeff.data.packing import loss_mask
 from jaxeff.data.pipeline import EvalBatches, TrainBatches
 from jaxeff.data.rows import Rows
 
 N_ROWS, T = 22, 4
 PINNED = [[21, 2, 13, 14], [9, 7, 17, 6]]
-ROWS = Rows(np.arange(N_ROWS * T, dtype=np.uint16).reshape(N_ROWS, T), np.ones((N_ROWS, T), np.uint16))
+ONES = np.ones((N_ROWS, T), np.uint16)
+ROWS = Rows(np.arange(N_ROWS * T, dtype=np.uint16).reshape(N_ROWS, T), ONES, loss_mask(ONES))
 
 
 def train(rows=ROWS, **changed) -> TrainBatches:
@@ -86,7 +88,7 @@ def test_resuming_anywhere_gives_the_same_batches_across_epochs():
         ("process_count", {"process_count": 2}),
         ("seed", {"seed": 1}),
         ("fingerprint", {"fingerprint": "g"}),
-        ("seq_len", {"rows": Rows(ROWS.tokens_BT[:, :2], ROWS.segment_ids_BT[:, :2])}),
+        ("seq_len", {"rows": Rows(ROWS.tokens_BT[:, :2], ROWS.segment_ids_BT[:, :2], ROWS.loss_mask_BT[:, :2])}),
     ],
 )
 def test_a_state_of_other_data_is_refused(field, changed):
@@ -131,7 +133,7 @@ def test_an_error_while_reading_reaches_the_caller():
             return N_ROWS + 100  # beyond the arrays
 
     with pytest.raises(IndexError):
-        take(train(Broken(ROWS.tokens_BT, ROWS.segment_ids_BT)), 30)
+        take(train(Broken(ROWS.tokens_BT, ROWS.segment_ids_BT, ROWS.loss_mask_BT)), 30)
 
 
 def test_evaluation_is_one_pass_in_order_and_can_be_repeated():

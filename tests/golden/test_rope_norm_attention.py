@@ -60,8 +60,8 @@ def weights(name):
 
 @pytest.mark.parametrize("impl", ["reference", "block"])
 def test_llama_attention(impl):
-    mixer = GQA(32, n_heads=4, n_kv_heads=2, head_dim=8, bias=True, impl=impl)
-    y, _ = mixer.apply(weights("llama"), GOLDEN["attention/x"])
+    mixer = GQA(32, n_heads=4, n_kv_heads=2, head_dim=8, biases=("q", "k", "v", "o"), impl=impl)
+    y, *_ = mixer.apply(weights("llama"), GOLDEN["attention/x"])
     assert_close(y, GOLDEN["attention/llama/y"], 1e-5)
 
 

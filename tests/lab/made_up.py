@@ -20,9 +20,9 @@ def made_up(names=NAMES, seeds=(0, 1, 2), costs=True, **more) -> Results:
         }
         return Row(
             name=name,
-            mixer=f"Mixer<{i}>(n_heads=4)",
+            built=f"Mixer<{i}>(n_heads=4)",
             n_parameters=1_000_000 + i,
-            d_hidden=344 + 8 * i,
+            varied=344 + 8 * i if i else None,
             best_lr=(3e-3, 1e-2)[i % 2],
             sweep={1e-3: 2.2, 3e-3: 2.1, 1e-2: 2.05 + 0.1 * ((i + 1) % 2)},
             test={s: 2.0 + 0.1 * i + 0.02 * s + 0.001 * ((i * s) % 3) for s in seeds},

@@ -9,13 +9,15 @@ from rich.console import Console
 
 import jaxeff
 from jaxeff.core.errors import UserError
-from jaxeff.data import Bytes, Data, Grammar
-from jaxeff.lab.ablation import Ablation, Variant, load
+from jaxeff.data import Bytes, Grammar, TextData
+from jaxeff.lab.ablation import Ablation, Variant, describe, load, stages
 from jaxeff.lab.progress import Bars, Lines, shown
-from jaxeff.lab.run import describe, run
-from jaxeff.mixers import GQA, MHA, MQA
+from jaxeff.lab.run import run
+from jaxeff.mixers import GQA, MHA, MQA, LayerNorm
 from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
+from jaxeff.models.stack import Stage
+from jaxeff.objectives import Causal
 from jaxeff.train.experiment import Experiment, Train
 
 
@@ -28,11 +30,11 @@ def small(**changes) -> Ablation:
     fields = {
         "name": "small",
         "base": Experiment(
-            model=LM(vocab_size=259, d_model=32, repeats=2),
-            data=Data(Grammar(n_documents=60), Bytes(), seq_len=32, batch_size=2),
+            model=LM(vocab_size=259, d_model=32, stages=(Stage(("gqa",), 2),)),
+            data=TextData(Grammar(n_documents=60), Bytes(), seq_len=32, batch_size=2),
             train=Train(steps=6, log_every=2),
         ),
-        "variants": (Variant("mha", (Block(MHA(n_heads=2)),)), Variant("mqa", (Block(MQA(n_heads=2)),))),
+        "variants": (stages("mha", Block(MHA(n_heads=2))), stages("mqa", Block(MQA(n_heads=2)))),
         "lrs": (0.001, 0.01),
         "seeds": (0, 1),
         "sweep_steps": 3,
@@ -54,7 +56,7 @@ class Table:
             raise KeyboardInterrupt
         self.done.append((part.model, part.name))
         progress.step(part, part.steps, 1.0, 100.0)
-        return {"bits_per_byte": self.bits(part), "steps": [1, 2], "losses": [3.0, 2.0], "seconds": 0.1}
+        return {"score": self.bits(part), "steps": [1, 2], "losses": [3.0, 2.0], "seconds": 0.1}
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_the_best_rate_on_validation_is_kept_and_the_edge_marked(tmp_path, no_co
 def test_a_rate_that_diverges_loses_and_all_of_them_are_an_error(tmp_path, no_costs):
     results = run(small(), tmp_path / "a", train=Table(lambda part: None if part.experiment.optim.lr == 0.01 else 2.0))
     assert results.rows[0].best_lr == 0.001 and results.rows[0].sweep[0.01] is None
-    assert Table and "diverged" in (tmp_path / "a" / "report.html").read_text()
+    assert "diverged" in (tmp_path / "a" / "report.html").read_text()
     with pytest.raises(UserError, match="'mha' diverged at every learning rate"):
         run(small(), tmp_path / "b", train=Table(lambda part: None))
 
@@ -138,7 +140,7 @@ def test_only_one_model(tmp_path, no_costs):
             "base.train.steps: 6 there, 7 now",
         ),
         (
-            {"base": dataclasses.replace(small().base, data=Data(Grammar(n_documents=70), Bytes(), seq_len=32))},
+            {"base": dataclasses.replace(small().base, data=TextData(Grammar(n_documents=70), Bytes(), seq_len=32))},
             "n_documents: 60",
         ),
     ],
@@ -153,10 +155,10 @@ def test_models_match_and_share_the_order_of_the_data():
     ablation = small()
     a, b = (ablation.experiment(name, 0.01, seed=1) for name in ablation.names)
     assert a.data == b.data and a.data.seed == a.seed == b.seed == 1
-    sizes = [jaxeff.count(ablation.model(name).specs()) for name in ablation.names]
+    sizes = [jaxeff.count(ablation.matched(name)[0].specs) for name in ablation.names]
     assert abs(sizes[1] / sizes[0] - 1) <= 0.01
     plain = dataclasses.replace(ablation, match="none")
-    assert jaxeff.count(plain.model("mqa").specs()) < 0.99 * sizes[0]
+    assert jaxeff.count(plain.matched("mqa")[0].specs) < 0.99 * sizes[0]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,6 @@ def test_models_match_and_share_the_order_of_the_data():
         ({"seeds": (1, 1)}, "seeds must be at least one and all different"),
         ({"lrs": ()}, "lrs must be at least one"),
         ({"sweep_steps": 0}, "sweep_steps must be at least 1"),
-        ({"base": Experiment(LM(64, 32), Data(test_fraction=0.0))}, "neither can be 0"),
         (
             {"base": Experiment(LM(64, 32, max_positions=16))},
             "up to 18 tokens does not fit base.model.max_positions=16",
@@ -203,4 +204,54 @@ def test_a_config_without_an_ablation(tmp_path):
 
 
 def test_descriptions_leave_defaults_out():
-    assert describe(GQA(d_model=8, n_heads=2, window=3)) == "GQA(n_heads=2, window=3)"
+    assert describe(GQA(d_model=8, n_heads=2, window=(2, 0))) == "GQA(n_heads=2, window=(2, 0))"
+
+
+def test_a_variant_is_any_change_to_the_experiment():
+    changes = {"optim.name": "muon", "train.accumulate": 2, "data.tokenizer": Bytes(), "model.norm": LayerNorm()}
+    ablation = small(variants=(Variant("base"), Variant("other", changes)), match="none")
+    base, other = (ablation.experiment(name, 0.01, seed=0) for name in ablation.names)
+    assert (other.optim.name, other.train.accumulate, other.model.norm) == ("muon", 2, LayerNorm())
+    assert base.optim.name == "adamw" and base.model.stages == other.model.stages
+    assert "optim.name='muon'" in ablation.words("other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optim.nmae": "muon"}, "variant 'other': .*optim.nmae: Optim has no field 'nmae'; did you mean 'name'"),
+        ({"optim.name": "mion"}, "variant 'other': .*no optimizer is called 'mion'; did you mean 'muon'"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused_before_any_work(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        run(small(variants=(Variant("base"), Variant("other", changes))), tmp_path, train=Table())
+
+
+def test_splits_that_the_protocol_needs(tmp_path):
+    base = small().base
+    without = dataclasses.replace(base, data=dataclasses.replace(base.data, test_fraction=0.0))
+    with pytest.raises(UserError, match="the data of 'mha' have no test split"):
+        run(small(base=without), tmp_path, train=Table())
+
+
+def test_a_final_run_stops_where_training_is_lost_and_a_sweep_does_not():
+    ablation = small()
+    final, swept = ablation.experiment("mha", 0.01, 0), ablation.experiment("mha", 0.01, 0, sweep=True)
+    assert final.train.max_bad_steps == ablation.base.train.max_bad_steps and final.train.steps == 6
+    assert swept.train.max_bad_steps > swept.train.steps == 3
+
+
+def test_a_score_of_which_higher_is_better_chooses_the_highest(tmp_path, no_costs):
+    base = dataclasses.replace(small().base, objective=Causal(follow="accuracy"))
+    table = Table(lambda part: part.experiment.optim.lr + (part.model == "mqa"))
+    results = run(small(base=base), tmp_path, train=table)
+    assert [row.best_lr for row in results.rows] == [0.01, 0.01] and results.best_row.name == "mqa"
+    page = (tmp_path / "report.html").read_text()
+    assert "Highest test accuracy: <strong>mqa</strong>" in page and "bits per byte and differences" not in page
+
+
+def test_sizes_that_were_not_matched_are_not_called_equal(tmp_path, no_costs):
+    run(small(match="none"), tmp_path, train=Table())
+    page = (tmp_path / "report.html").read_text()
+    assert "equal size" not in page and "not matched" in page

@@ -102,7 +102,7 @@ def test_results_survive_json():
     results = made_up()
     text = results.to_json()
     assert Results.from_json(text) == results
-    assert '"difference"' in text and '"bits_per_byte"' in text
+    assert '"difference"' in text and '"score"' in text
 
 
 @pytest.mark.parametrize("width", [80, 170])

@@ -3,7 +3,8 @@
 import pytest
 
 from jaxeff.core.errors import UserError
-from jaxeff.lab.units import Units, key, write
+from jaxeff.data.cache import digest as key
+from jaxeff.lab.units import Units, write
 
 IDENTITY = {"ablation": {"base": {"lr": 0.1, "steps": (1, 2)}}, "fingerprint": "abc"}
 

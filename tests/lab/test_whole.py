@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from jaxeff.data import Bytes, Data, Grammar
-from jaxeff.lab.ablation import Ablation, Variant
+from jaxeff.data import Bytes, Grammar, TextData
+from jaxeff.lab.ablation import Ablation, stages
 from jaxeff.lab.command import ablate
 from jaxeff.lab.progress import Progress
 from jaxeff.lab.run import run
@@ -15,6 +15,7 @@ from jaxeff.lab.training import Stopped
 from jaxeff.mixers import MHA, LinearAttention
 from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
+from jaxeff.models.stack import Stage
 from jaxeff.train.experiment import Experiment, Train
 
 CONFIG = """
@@ -26,11 +27,11 @@ def tiny() -> Ablation:
     return Ablation(
         name="tiny",
         base=Experiment(
-            model=LM(vocab_size=259, d_model=16, repeats=1),
-            data=Data(Grammar(n_documents=60), Bytes(), seq_len=32, batch_size=2),
+            model=LM(vocab_size=259, d_model=16, stages=(Stage(("gqa",), 1),)),
+            data=TextData(Grammar(n_documents=60), Bytes(), seq_len=32, batch_size=2),
             train=Train(steps=6, log_every=1, eval_batches=2),
         ),
-        variants=(Variant("mha", (Block(MHA(n_heads=2)),)), Variant("linear", (Block(LinearAttention(n_heads=2)),))),
+        variants=(stages("mha", Block(MHA(n_heads=2))), stages("linear", Block(LinearAttention(n_heads=2)))),
         lrs=(1e-3, 1e-2),
         seeds=(0, 1),
         sweep_steps=3,

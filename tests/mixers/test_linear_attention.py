@@ -30,7 +30,7 @@ def test_against_the_weighted_mean_written_out(name):
 
 
 def test_features_that_are_all_zero_give_zero_and_finite_gradients():
-    mixer = LinearAttention(16, n_heads=2, feature_map="relu", bias=True)
+    mixer = LinearAttention(16, n_heads=2, feature_map="relu", biases=("q", "k", "v", "o"))
     params = values(mixer, KEY)
     params |= {"q_bias": params["q_bias"] - 100.0}
     y, pullback = jax.vjp(lambda params: mixer.apply(params, X)[0], params)

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 from jaxeff.core.errors import UserError
-from jaxeff.mixers import GQA, Ctx
-from jaxeff.models import LM, Block, generate
+from jaxeff.mixers import GQA, Ctx, SlidingWindow
+from jaxeff.models import LM, Block, Stage, generate
 from jaxeff.models.generate import keep
 from tests.compiled import apply_model, values
 
 KEY = jax.random.key(0)
 PROMPT = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [5, 0, 0, 0, 0]])
 LENGTHS = np.array([5, 3, 1])
-MODELS = {name: LM(11, d_model=16, pattern=(name,), repeats=2) for name in ("gqa", "window", "linear")}
+MODELS = {name: LM(11, d_model=16, stages=(Stage((name,), 2),)) for name in ("gqa", "linear")}
+# A window of 3, which binds within each text here.
+MODELS["window"] = LM(11, d_model=16, stages=(Stage((Block(SlidingWindow(window=3)),), 2),))
 
 
 def parameters(lm):
@@ -104,7 +106,7 @@ def test_bad_settings(change, message):
 
 
 def test_a_text_longer_than_the_models_positions():
-    lm = LM(11, d_model=16, pattern=(Block(GQA(rope=None)),), repeats=1, max_positions=8)
+    lm = LM(11, d_model=16, stages=(Stage((Block(GQA(rope=None)),), 1),), max_positions=8)
     params = values(lm, KEY)
     assert generate(lm, params, PROMPT, 3).shape == (3, 3)
     with pytest.raises(UserError, match="need 9 positions; the model has max_positions=8"):

@@ -1,17 +1,23 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxeff
-from jaxeff.mixers import GQA, MLP, Ctx, SlidingWindow
-from jaxeff.models import LM, Block, Segment
+from jaxeff.mixers import GQA, MLP, Ctx, LayerNorm, RMSNorm, SlidingWindow
+from jaxeff.models import LM, Block, Stage
+from jaxeff.ops.rope import Rope
+from tests.closeness import assert_close
 from tests.compiled import apply_model, values
 
 KEY = jax.random.key(0)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 17)
-SMALL = LM(17, d_model=16, pattern=(Block(GQA(n_heads=2), MLP(d_hidden=24)), "linear"), repeats=2)
+# A window that binds within the nine tokens here.
+WINDOW = Block(SlidingWindow(window=3, n_heads=2))
+SMALL = LM(17, d_model=16, stages=(Stage((Block(GQA(n_heads=2), MLP(d_hidden=24)), "linear"), 2),))
 
 
 def logits(lm, params=None):
@@ -29,7 +35,7 @@ def test_scan_is_the_unrolled_model():
     unrolled = dataclasses.replace(SMALL, scan=False)
 
     def loss(lm, params):
-        return jnp.sum(jnp.sin(lm.apply(params, TOKENS)[0]))
+        return jnp.sum(jnp.sin(lm.apply(params, TOKENS).y))
 
     value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)
     ours = value_and_grad(SMALL, params)
@@ -39,54 +45,134 @@ def test_scan_is_the_unrolled_model():
         assert max(jax.tree.leaves(close)) < 2e-5
 
 
-@pytest.mark.parametrize("lm", [SMALL, LM(17, 16, ("window",), 1, more=(Segment(("gqa", "window"), 2),), tied=False)])
+@pytest.mark.parametrize("lm", [SMALL, LM(17, 16, (Stage((WINDOW,), 1), Stage(("gqa", WINDOW), 2)), tied=False)])
 def test_decoding_is_the_whole_forward(lm):
     params = values(lm, KEY)
     whole = logits(lm, params)
     state = lm.init_state(2, 9)
     for t in range(9):
-        piece, state = apply_model(lm, params, TOKENS[:, t : t + 1], state, Ctx())
+        piece, state, *_ = apply_model(lm, params, TOKENS[:, t : t + 1], state, Ctx())
         assert jnp.max(jnp.abs(piece[:, 0] - whole[:, t])) < 2e-5
 
 
+def unit(x_BTD, scale=1.0, eps=1e-6):
+    return x_BTD / np.sqrt(np.mean(x_BTD**2, axis=-1, keepdims=True) + eps) * np.asarray(scale)
+
+
+def branch(mixer, params, x_BTD):
+    return np.asarray(mixer.apply(params, jnp.asarray(x_BTD, jnp.float32)).y, np.float64)
+
+
+def pre(p, f, g, x):
+    x = x + f(unit(x, p["mixer_norm"]["scale"]))
+    return x + g(unit(x, p["mlp_norm"]["scale"]))
+
+
+def post(p, f, g, x):
+    x = x + unit(f(x), p["mixer_post_norm"]["scale"])
+    return x + unit(g(x), p["mlp_post_norm"]["scale"])
+
+
+def sandwich(p, f, g, x):
+    x = x + unit(f(unit(x, p["mixer_norm"]["scale"])), p["mixer_post_norm"]["scale"])
+    return x + unit(g(unit(x, p["mlp_norm"]["scale"])), p["mlp_post_norm"]["scale"])
+
+
+def parallel(p, f, g, x):
+    return x + f(unit(x, p["mixer_norm"]["scale"])) + g(unit(x, p["mlp_norm"]["scale"]))
+
+
+def one_norm(p, f, g, x):
+    return x + f(unit(x, p["norm"]["scale"])) + g(unit(x, p["norm"]["scale"]))
+
+
+def scaled(p, f, g, x):
+    x = x + 0.3 * f(unit(x, p["mixer_norm"]["scale"]))
+    return x + 0.3 * g(unit(x, p["mlp_norm"]["scale"]))
+
+
+def centred(p, f, g, x):
+    def layer(x, q):
+        x = x - x.mean(-1, keepdims=True)
+        return unit(x, q["scale"], 1e-5) + np.asarray(q["bias"])
+
+    x = x + f(layer(x, p["mixer_norm"]))
+    return x + g(layer(x, p["mlp_norm"]))
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("formula", "options"),
     [
-        dict(tied=False), dict(embed_scale="sqrt"), dict(embed_scale=2.0), dict(softcap=0.1), dict(norm="layer"),
-        dict(pattern=(Block(GQA(n_heads=2), placement="post"),)), dict(pattern=(Block(GQA(n_heads=2), placement="sandwich"),)),
-        dict(pattern=(Block(GQA(n_heads=2), parallel=True),)), dict(pattern=(Block(GQA(n_heads=2), mlp=None),)),
-        dict(pattern=(Block(GQA(n_heads=2), norm="layer"),)),
+        (pre, {}),
+        (post, dict(placement="post")),
+        (sandwich, dict(placement="sandwich")),
+        (parallel, dict(parallel=True)),
+        (one_norm, dict(parallel=True, one_norm=True)),
+        (scaled, dict(residual_scale=0.3)),
+        (centred, dict(norm=LayerNorm())),
     ],
-    ids=["untied", "sqrt", "scaled", "softcap", "layernorm", "post", "sandwich", "parallel", "no-mlp", "block-layernorm"],
+)
+def test_a_block_is_its_formula(formula, options):
+    block = Block(GQA(n_heads=2), MLP(d_hidden=24), **options).bind(16)
+    noise = np.random.default_rng(3)
+    params = jax.tree.map(lambda w: w + 0.2 * noise.standard_normal(w.shape).astype(np.float32), values(block, KEY))
+    x_BTD = noise.standard_normal((2, 5, 16))
+    f, g = (functools.partial(branch, part, params[name]) for name, part in block.parts.items())
+    expected = formula(params, f, g, x_BTD)
+    assert_close(block.apply(params, jnp.asarray(x_BTD, jnp.float32)).y, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, dict(tied=False), dict(embed_scale="sqrt"), dict(embed_scale=2.0), dict(softcap=0.1), dict(embed_norm=RMSNorm()),
+        dict(norm=RMSNorm(eps=0.1, unit_offset=True)),
+    ],
+    ids=["plain", "untied", "sqrt", "scaled", "softcap", "embed-norm", "norm"],
 )  # fmt: skip
-def test_options_give_a_finite_and_different_model(change):
-    base = LM(17, d_model=16, pattern=(Block(GQA(n_heads=2)),), repeats=2)
-    ours, theirs = logits(base), logits(dataclasses.replace(base, **change))
-    assert jnp.all(jnp.isfinite(theirs))
-    # At init a post-norm or LayerNorm model may stay near, never equal.
-    assert jnp.max(jnp.abs(ours - theirs)) > 1e-6
+def test_a_model_is_its_formula(options):
+    """Embedding, stack, norm and head written out; the stack is tested by itself."""
+    lm = LM(17, d_model=16, stages=(Stage((Block(GQA(n_heads=2)),), 2),), **options)
+    params = values(lm, KEY)
+    x_BTD = np.asarray(params["embed"], np.float64)[TOKENS]
+    x_BTD = x_BTD * {"sqrt": 4.0, 2.0: 2.0, None: 1.0}[lm.embed_scale]
+    x_BTD = unit(x_BTD) if lm.embed_norm else x_BTD
+    x_BTD = np.asarray(lm.stack.apply(params, jnp.asarray(x_BTD, jnp.float32)).y, np.float64)
+    x_BTD = unit(x_BTD, np.asarray(params["norm"]["scale"]) + lm.norm.unit_offset, lm.norm.eps)
+    logits_BTV = x_BTD @ np.asarray(params["embed"].T if lm.tied else params["head"], np.float64)
+    logits_BTV = lm.softcap * np.tanh(logits_BTV / lm.softcap) if lm.softcap else logits_BTV
+    assert_close(logits(lm, params), logits_BTV, 1e-5)
 
 
-def test_soft_cap_bounds_the_logits():
-    lm = dataclasses.replace(SMALL, softcap=0.05)
-    assert jnp.max(jnp.abs(logits(lm))) <= 0.05
+def test_a_block_without_mlp_has_one_branch():
+    block = Block(GQA(n_heads=2), None).bind(16)
+    assert set(block.specs()) == {"mixer", "mixer_norm"}
 
 
 def test_bfloat16_compute():
     params = values(SMALL, KEY)
-    x, _ = SMALL.hidden(params, TOKENS, ctx=Ctx(policy=jaxeff.core.precision.POLICIES["bfloat16"]))
+    x = SMALL.hidden(params, TOKENS, ctx=Ctx(policy=jaxeff.core.precision.POLICIES["bfloat16"])).y
     assert x.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LM(17, 16, ("gqaa",)), "no mixer is called 'gqaa'; did you mean 'gqa'"),
-        (lambda: LM(17, 16, (Block(GQA(32)),)), r"GQA\(d_model=32\) cannot stand in a model of d_model=16"),
+        (lambda: LM(17, 16, (Stage(("gqaa",), 4),)), "no mixer is called 'gqaa'; did you mean 'gqa'"),
+        (
+            lambda: LM(17, 16, (Stage((Block(GQA(32)),), 4),)),
+            r"GQA\(d_model=32\) cannot stand in a model of d_model=16",
+        ),
         (lambda: LM(0), "vocab_size must be at least 1"),
         (lambda: LM(17, remat="fulll"), "no remat policy is called 'fulll'; did you mean 'full'"),
-        (lambda: Block(GQA(), norm="rsm"), "Block.norm must be 'rms' or 'layer'"),
+        (lambda: Block(GQA(), norm="rms"), r"Block.norm must be RMSNorm\(...\) or LayerNorm"),
         (lambda: Block(GQA(), placement="before"), "Block.placement"),
+        (lambda: Block(GQA(), one_norm=True), "one_norm needs parallel=True"),
+        (lambda: Stage(()), "Stage.pattern is empty"),
+        (lambda: Stage("gqa"), "Stage.pattern is a tuple of blocks"),
+        (lambda: LM(17, 16, ()), "at least one Stage"),
+        (lambda: LM(17, softcap=0.0), "LM.softcap must be above 0"),
+        (lambda: LM(17, 16, (Stage((Block(GQA(rope=Rope(fraction=0.2))),)),)), "fraction 0.2 of head_dim 16 is 3"),
     ],
 )
 def test_impossible_models_are_refused(make, message):
@@ -96,7 +182,8 @@ def test_impossible_models_are_refused(make, message):
 
 def test_models_are_values():
     assert SMALL == dataclasses.replace(SMALL) and hash(SMALL) == hash(dataclasses.replace(SMALL))
-    assert LM(17, 16, ("window",)) == LM(17, 16, ("window",)) != LM(17, 16, (Block(SlidingWindow()),), repeats=5)
+    named, built = (LM(17, 16, (Stage((entry,), 4),)) for entry in ("window", Block(SlidingWindow())))
+    assert named == built != LM(17, 16, (Stage(("window",), 5),))
 
 
 @pytest.mark.parametrize("shape", [dict(data=2, tensor=2), dict(fsdp=4), dict(data=2, sequence=2)], ids=str)
@@ -121,7 +208,7 @@ def test_a_step_lowers_for_a_mesh_that_does_not_exist():
     tokens = jax.ShapeDtypeStruct((32, 8), jnp.int32)
 
     def loss(params, tokens):
-        return SMALL.apply(params, tokens, None, Ctx(mesh=mesh))[0].sum()
+        return SMALL.apply(params, tokens, ctx=Ctx(mesh=mesh)).y.sum()
 
     text = jax.jit(jax.grad(loss)).trace(params, tokens).lower(lowering_platforms=("tpu",)).as_text()
     assert "sdy" in text or "sharding" in text

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxeff.evaluate.cost import flops
+from jaxeff.evaluate.flops import flops
 from jaxeff.ops.gated_linear import gated_linear, gated_linear_reference
 from tests.closeness import assert_close
 

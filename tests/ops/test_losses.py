@@ -146,3 +146,21 @@ def test_errors():
         cross_entropy(x, head, targets[:, 1:], mask)
     with pytest.raises(ValueError, match=r"a head of shape \(8, 23\)"):
         cross_entropy(x, head.T, targets, mask)
+
+
+def test_correct_is_the_weight_of_the_tokens_whose_target_is_the_likeliest():
+    x, head, targets, mask = arrays()
+    z = np.einsum("btd,vd->btv", np.asarray(x, np.float64), head)
+    targets = jnp.where(jnp.arange(T)[None] % 2 == 0, jnp.asarray(z.argmax(-1), jnp.int32), targets)
+    right = z.argmax(-1) == np.asarray(targets)
+    _, aux = cross_entropy(x, head, targets, mask, chunk=4)
+    assert_close(aux["correct_sum"], np.sum(right * np.asarray(mask)), 1e-6)
+    assert 0 < aux["correct_sum"] < aux["n_targets"]
+
+
+def test_a_head_with_its_inputs_first_is_the_same_head():
+    f = lambda axes: lambda x, head, targets, mask: cross_entropy(x, head, targets, mask, axes=axes, chunk=4)[0]
+    x, head, targets, mask = arrays()
+    first = with_gradients(f("vd"), x, head, targets, mask)
+    second = with_gradients(f("dv"), x, head.T, targets, mask)
+    assert_close(second | {"head": second["head"].T}, first, 1e-6)

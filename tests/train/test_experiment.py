@@ -6,7 +6,9 @@ import pytest
 
 from jaxeff.core.errors import UserError
 from jaxeff.models import LM
-from jaxeff.train.experiment import MISSING, Experiment, Train, diff, from_json, load, to_json
+from jaxeff.train.config_file import load
+from jaxeff.train.config_json import MISSING, diff, from_json, to_json
+from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.overrides import override
 from tests.train.test_overrides import RICH
 from tests.train.tiny import CONFIG, ROOT, experiment
@@ -27,10 +29,10 @@ def test_what_json_cannot_hold_is_refused():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"type": "jaxeff.models.lm.LMM"}, "cannot be imported"),
-        ({"type": "no.such.module.X"}, "cannot be imported"),
+        ({"type": "jaxeff.models.lm.LMM"}, "which is not there"),
+        ({"type": "no.such.module.X"}, "which is not there"),
         ({"type": "jaxeff.core.errors.nearest"}, "no dataclass"),
-        ({"steps": 3}, "cannot be imported"),
+        ({"steps": 3}, "which is not there"),
         ({"type": "jaxeff.train.experiment.Train", "stepz": 3}, "does not fit .*stepz"),
         ({"type": "jaxeff.train.experiment.Train", "steps": 0}, "must be at least 1"),
     ],
@@ -41,10 +43,10 @@ def test_stored_configs_of_other_versions(data, words):
 
 
 def test_diff_names_the_fields():
-    a, b = experiment(), experiment("optim.lr=0.5", "train.init_from=x", "model.pattern=gqa,gqa")
+    a, b = experiment(), experiment("optim.lr=0.5", "train.init_from=x", "model.stages.0.pattern=gqa,gqa")
     found = {name: (x, y) for name, x, y in diff(a, b)}
     assert found["optim.lr"] == (0.01, 0.5) and found["train.init_from"] == (None, "x")
-    assert found["model.pattern.1"] == (MISSING, "gqa")
+    assert found["model.stages.0.pattern.1.mixer.type"] == (MISSING, "jaxeff.mixers.gqa.GQA")
     assert diff(a, experiment()) == [] and diff(to_json(a), a) == []
     assert [name for name, _, _ in diff(experiment("optim.b1=1"), experiment())] == ["optim.b1"]
 
@@ -74,7 +76,7 @@ def test_quickstart_loads():
         ("\nx = 1 / 0\n", ":2: ZeroDivisionError"),
         ("from jaxeff.models import LM\n\ndef config():\n    return LM(10, widht=3)\n", ":4: TypeError"),
         (
-            "from jaxeff.models import LM\n\ndef config():\n    return LM(10, pattern=('gqq',))\n",
+            "from jaxeff.models import LM, Stage\n\ndef config():\n    return LM(10, stages=(Stage(('gqq',)),))\n",
             ":4: no mixer is called 'gqq'",
         ),
         ("from jaxeff.models import LM\n\ndef config():\n    return LM(0)\n", ":4: LM.vocab_size must be at least 1"),

@@ -8,8 +8,9 @@ import types
 import pytest
 
 from jaxeff.core.errors import UserError
-from jaxeff.evaluate.perplexity import evaluate
-from jaxeff.train.experiment import diff, load
+from jaxeff.evaluate.scores import evaluate
+from jaxeff.train.config_file import load
+from jaxeff.train.config_json import diff
 from jaxeff.train.loop import fit
 from jaxeff.train.trained import load_trained
 from jaxeff.train.workdir import read_run, stored_experiment
@@ -42,13 +43,10 @@ def test_metrics_hold_every_target_token(whole, prepared):
 
 def test_validation_is_evaluate(whole, prepared):
     e, result = experiment(), whole[0]
-    found = evaluate(
-        e.model, result.state.weights, prepared.eval("validation"), prepared.tokenizer.token_bytes, limit=2
-    )
-    assert found["bits_per_byte"] == result.bits_per_byte
-    assert math.log2(math.e) * found["loss"] * found["n_tokens"] / found["n_bytes"] == pytest.approx(
-        found["bits_per_byte"]
-    )
+    found = evaluate(e.objective, e.model, result.weights, prepared.eval("validation"), limit=2)
+    assert found.scores["bits_per_byte"] == result.score
+    nats, n_bytes = found.sums["nll"].total, found.sums["bits"].weight
+    assert math.log2(math.e) * nats / n_bytes == pytest.approx(result.score)
 
 
 def test_position_in_other_batches_is_refused(prepared):
@@ -68,7 +66,11 @@ def test_damaged_record_of_the_run(prepared, tmp_path, content):
 
 def test_weights_of_a_model_of_other_sizes(whole, prepared, tmp_path):
     with pytest.raises(UserError, match="init_from=.* other sizes"):
-        fit(experiment(f"train.init_from={whole[1]}", "model.pattern.0.mlp.d_hidden=48"), tmp_path, prepared=prepared)
+        fit(
+            experiment(f"train.init_from={whole[1]}", "model.stages.0.pattern.0.mlp.d_hidden=48"),
+            tmp_path,
+            prepared=prepared,
+        )
 
 
 def test_weights_of_another_run_on_a_mesh(whole, prepared, tmp_path):
@@ -103,7 +105,7 @@ def test_classes_of_a_config_file_are_found_again(prepared, tmp_path, monkeypatc
 
 
 def test_sizes_of_data_and_model(prepared, tmp_path):
-    with pytest.raises(UserError, match="model.vocab_size=100 is smaller than the tokenizer's"):
+    with pytest.raises(UserError, match="model.vocab_size=100 is smaller than the data's vocabulary"):
         fit(experiment("model.vocab_size=100"), tmp_path, prepared=prepared)
     with pytest.raises(UserError, match="data.seq_len=32 is longer than model.max_positions=31"):
         fit(experiment("model.max_positions=31"), tmp_path, prepared=prepared)
@@ -147,4 +149,4 @@ def test_event_files(prepared, tmp_path, monkeypatch):
 
 def test_no_validation_split(tmp_path):
     result = fit(experiment("data.valid_fraction=0"), tmp_path, stop=stop_after(4))
-    assert result.bits_per_byte is None and result.step == 4
+    assert result.score is None and result.step == 4

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from jaxeff.core.errors import UserError
 from jaxeff.data import Grammar, PythonCode, SentencePiece, Text
-from jaxeff.mixers import GQA, LinearAttention
-from jaxeff.models import LM, Block, Segment
+from jaxeff.mixers import GQA, MHA, LayerNorm, LinearAttention
+from jaxeff.models import LM, Block, Stage, Tied
 from jaxeff.ops.rope import Rope
-from jaxeff.train.experiment import Experiment, diff, flatten, to_json
+from jaxeff.train.config_json import diff, flatten, to_json
+from jaxeff.train.experiment import Experiment
 from jaxeff.train.overrides import override, paths
 from tests.train.tiny import experiment
 
@@ -36,10 +37,15 @@ def spoken(value) -> str:
 
 RICH = Experiment(
     LM(
-        64, d_model=32, pattern=(Block(GQA(n_heads=4, rope=Rope(fraction=0.5))), "linear"), repeats=1,
-        more=(Segment((Block(LinearAttention(), norm="layer"),), 2),), embed_scale="sqrt",
+        64,
+        d_model=32,
+        stages=(
+            Stage((Block(GQA(n_heads=4, rope=Rope(fraction=0.5))), "linear")),
+            Stage((Block(LinearAttention(), norm=LayerNorm()), Tied("t", "mqa")), 2),
+        ),
+        embed_scale="sqrt",
     ),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("e", [experiment(), RICH, Experiment(LM(10))], ids=["tiny", "rich", "default"])
@@ -53,15 +59,15 @@ SETTABLE = {
     "seed": st.integers(0, 2**32 - 1),
     "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
     "model.d_model": st.sampled_from([8, 16, 64]),
-    "model.repeats": st.integers(1, 100),
+    "model.stages.0.repeats": st.integers(1, 100),
     "model.tied": st.booleans(),
     "model.softcap": st.none() | st.floats(1, 100),
     "model.embed_scale": st.none() | st.just("sqrt") | st.floats(0.1, 100),
     "model.remat": st.sampled_from(["none", "full", "dots"]),
     "model.max_positions": st.none() | st.integers(1, 10**9),
-    "model.pattern.0.mixer.window": st.none() | st.integers(1, 1000),
-    "model.pattern.0.mixer.rope.base": st.floats(1, 1e9),
-    "model.pattern.0.mlp.activation": st.sampled_from(["silu", "gelu", "relu"]),
+    "model.stages.0.pattern.0.mixer.window": st.none() | st.tuples(st.integers(0, 1000), st.just(0)),
+    "model.stages.0.pattern.0.mixer.rope.base": st.floats(1, 1e9),
+    "model.stages.0.pattern.0.mlp.activation": st.sampled_from(["silu", "gelu", "relu"]),
     "data.seq_len": st.integers(2, 2**20),
     "data.max_bytes": st.none() | st.integers(1, 2**60),
     "data.valid_fraction": st.floats(0, 0.5, exclude_max=True),
@@ -91,11 +97,16 @@ def test_any_value_arrives_exactly_and_alone(values):
     new = override(e, [f"{path}={spoken(value)}" for path, value in values.items()])
     for path, value in values.items():
         assert at(new, path) == value and type(at(new, path)) is type(value), path
-    assert {name for name, _, _ in diff(e, new)} <= values.keys()
+    changed = {name.removesuffix(".0").removesuffix(".1") if "window" in name else name for name, _, _ in diff(e, new)}
+    assert changed <= values.keys()
     assert override(new, []) == new
 
 
-@given(st.permutations(["model.d_model=64", "model.pattern.0.mixer.head_dim=16", "optim.lr=1", "optim.schedule=wsd"]))
+@given(
+    st.permutations(
+        ["model.d_model=64", "model.stages.0.pattern.0.mixer.head_dim=16", "optim.lr=1", "optim.schedule=wsd"]
+    )
+)
 def test_order_does_not_matter(assignments):
     assert override(experiment(), assignments) == override(experiment(), sorted(assignments))
 
@@ -110,10 +121,14 @@ def test_later_assignment_wins():
         ("data.source=python_code", "data.source", PythonCode()),
         ("data.source=Grammar", "data.source", Grammar()),
         ("data.tokenizer=sentence-piece", "data.tokenizer", SentencePiece()),
-        ("model.pattern=mha,linear", "model.pattern", ("mha", "linear")),
-        ("model.pattern=[ 'mha' , 'linear' ]", "model.pattern", ("mha", "linear")),
-        ("model.pattern.0.mixer=linear", "model.pattern.0.mixer", LinearAttention()),
-        ("model.pattern.0.mlp=none", "model.pattern.0.mlp", None),
+        ("model.stages.0.pattern=mha,linear", "model.stages.0.pattern", (Block(MHA()), Block(LinearAttention()))),
+        (
+            "model.stages.0.pattern=[ 'mha' , 'linear' ]",
+            "model.stages.0.pattern",
+            (Block(MHA()), Block(LinearAttention())),
+        ),
+        ("model.stages.0.pattern.0.mixer=linear", "model.stages.0.pattern.0.mixer", LinearAttention()),
+        ("model.stages.0.pattern.0.mlp=none", "model.stages.0.pattern.0.mlp", None),
         ("train.steps=1_000", "train.steps", 1000),
         ("optim.lr= 3e-4 ", "optim.lr", 3e-4),
         ("optim.lr=1", "optim.lr", 1.0),
@@ -131,8 +146,8 @@ def test_class_and_its_fields_in_one_go():
     assert e.data.tokenizer == SentencePiece(vocab_size=512)
     e = override(experiment(), ["data.source.paths=a,b/c d", "data.source=text"])
     assert e.data.source == Text(("a", "b/c d"))
-    e = override(experiment("model.pattern=linear,gqa"), ["model.pattern.1.mixer.n_heads=2"])
-    assert e.model.pattern == ("linear", Block(GQA(n_heads=2)))
+    e = override(experiment("model.stages.0.pattern=linear,gqa"), ["model.stages.0.pattern.1.mixer.n_heads=2"])
+    assert e.model.stages[0].pattern == (Block(LinearAttention()), Block(GQA(n_heads=2)))
 
 
 @pytest.mark.parametrize(
@@ -151,9 +166,9 @@ def test_class_and_its_fields_in_one_go():
         ("precision=float31", "did you mean 'float32'"),
         ("optim.schedule=cosin", "did you mean 'cosine'"),
         ("optim.name=adamm", "did you mean 'adam'"),
-        ("model.pattern.0.mixer=gqq", "did you mean 'gqa'"),
-        ("model.pattern=gqq", "did you mean 'gqa'"),
-        ("model.pattern.7.mixer=gqa", "has 1 items; indices: 0..0"),
+        ("model.stages.0.pattern.0.mixer=gqq", "did you mean 'gqa'"),
+        ("model.stages.0.pattern=gqq", "did you mean 'gqa'"),
+        ("model.stages.0.pattern.7.mixer=gqa", "has 1 items; indices: 0..0"),
         ("model.d_model.x=1", "model.d_model is 16 and has no fields"),
         ("data.source=text", "text needs --set data.source.paths=... as well"),
         ("data.source=grammer", "did you mean 'grammar'"),
@@ -162,7 +177,7 @@ def test_class_and_its_fields_in_one_go():
         ("train.steps=0", "Train.steps must be at least 1, found 0"),
         ("seed=-1", "Experiment.seed must lie in"),
         ("data.seq_len=1", "data.seq_len must be at least 2"),
-        ("model.pattern.0.mixer.n_kv_heads=3", "n_kv_heads"),
+        ("model.stages.0.pattern.0.mixer.n_kv_heads=3", "n_kv_heads"),
     ],
 )
 def test_mistakes_are_named(assignment, words):
@@ -177,4 +192,4 @@ def test_paths_are_all_there():
     assert set(flatten({k: v for k, v in to_json(RICH).items() if k != "type"})) - set(found) <= {
         p for p in flatten(to_json(RICH)) if p.endswith(".type")
     }
-    assert "model.more.0.pattern.0.mixer" in found
+    assert "model.stages.1.pattern.1.block.mixer" in found

@@ -12,7 +12,7 @@ LINE = {"step": 3, "loss": 2.5, "tokens_per_s": 12345.6, "skipped": 0}
 
 def test_summary():
     assert summary(LINE) == "loss 2.5000  12,346 tokens/s"
-    assert summary(LINE | {"bits_per_byte": 1.25}).endswith("validation 1.2500 bits per byte")
+    assert summary(LINE, "validation 1.2500 bits per byte").endswith("validation 1.2500 bits per byte")
     assert summary(LINE | {"loss": None, "tokens_per_s": None, "skipped": 2}) == "loss not finite  2 steps skipped"
 
 
@@ -21,7 +21,7 @@ def test_lines_tell_each_evaluation_and_not_every_step():
     with Lines(out, every=1e6) as report:
         report.last = 1e12
         report.step(1, 4, LINE)
-        report.step(2, 4, LINE | {"bits_per_byte": 1.25})
+        report.step(2, 4, LINE, "validation 1.2500 bits per byte")
         report.say("something")
     lines = out.getvalue().splitlines()
     assert len(lines) == 2 and lines[0].startswith("step 2/4  loss 2.5000") and lines[0].endswith(" left")
@@ -41,7 +41,7 @@ def test_bars_on_a_terminal():
     with Bars(Console(file=out, force_terminal=True, width=100)) as report:
         report.stage("packing [train]", 1, 2)
         for step in (1, 2):
-            report.step(step, 2, LINE | {"loss": None, "bits_per_byte": 1.25})
+            report.step(step, 2, LINE | {"loss": None}, "validation 1.2500 bits per byte")
         report.say("[not markup]")
     assert (
         "loss not finite" in out.getvalue()

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from jaxeff.core.errors import UserError
+from jaxeff.objectives import Causal
 from jaxeff.train import loop
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.loop import fit
@@ -38,7 +39,7 @@ class Recorder(Silent):
     def warn(self, text):
         self.warned.append(text)
 
-    def step(self, step, steps, line):
+    def step(self, step, steps, line, verdict=None):
         self.steps.append(step)
 
 
@@ -51,8 +52,8 @@ def stop_after(n: int):
 def test_a_whole_run(whole, prepared):
     assert whole.step == 8 and not whole.stopped
     assert [line["step"] for line in whole.lines] == list(range(1, 9))
-    assert {line["step"] for line in whole.lines if "bits_per_byte" in line} == {4, 8}
-    assert whole.bits_per_byte == whole.lines[-1]["bits_per_byte"]
+    assert {line["step"] for line in whole.lines if "eval_bits_per_byte" in line} == {4, 8}
+    assert whole.score == whole.lines[-1]["eval_bits_per_byte"]
     fields = {"loss", "grad_norm", "lr", "tokens", "tokens_per_s", "seconds", "data_wait", "save_wait"}
     assert all(line.keys() >= fields for line in whole.lines)
     assert whole.lines[-1]["tokens"] > whole.lines[0]["tokens"] > 0
@@ -61,7 +62,7 @@ def test_a_whole_run(whole, prepared):
 @pytest.mark.parametrize("at", [1, 3, 4, 6])
 def test_stopped_and_gone_on(at, whole, prepared, tmp_path):
     first = fit(experiment(), tmp_path, prepared=prepared, stop=stop_after(at))
-    assert first.stopped and first.step == at and first.bits_per_byte is None
+    assert first.stopped and first.step == at and first.score is None
     report = Recorder()
     second = fit(experiment(), tmp_path, prepared=prepared, report=report)
     assert report.said == [f"going on from step {at} of 8"] and report.steps == list(range(at + 1, 9))
@@ -79,7 +80,7 @@ def test_finished_run_is_not_run_again(whole, prepared, tmp_path):
     fit(experiment(), tmp_path, prepared=prepared)
     report = Recorder()
     again = fit(experiment(), tmp_path, prepared=prepared, report=report)
-    assert not again.stopped and report.steps == [] and again.bits_per_byte == whole.bits_per_byte
+    assert not again.stopped and report.steps == [] and again.score == whole.score
 
 
 PARTS = [("optim.ema=0.9", "precision=float16"), ("precision=bfloat16", "train.accumulate=2", "optim.name=muon")]
@@ -101,7 +102,7 @@ def test_another_mesh(before, after, whole, prepared, tmp_path):
     """Written on one mesh, read on another: the values are the same bits, the losses the same to rounding."""
     first = fit(experiment(*before), tmp_path, prepared=prepared, stop=stop_after(4))
     step = loop.make_step(experiment(*after))
-    state, _ = Checkpoints(tmp_path, read_only=True).restore(step.abstract, 4)
+    state, _ = Checkpoints(tmp_path, Causal().score, read_only=True).restore(step.abstract, 4)
     assert same(state, first.state)
     wanted = {x.sharding for x in jax.tree.leaves(step.abstract)}
     assert {x.sharding for x in jax.tree.leaves(state)} == wanted
@@ -144,7 +145,7 @@ def test_damaged_newest_checkpoint(how, whole, prepared, tmp_path, capsys):
     assert (tmp_path / "damaged" / "00000008").is_dir()
     assert repeated(again.lines) == repeated(whole.lines) and same(again.state, whole.state)
     # And it was saved anew.
-    assert Checkpoints(tmp_path, read_only=True).steps() == [4, 8]
+    assert Checkpoints(tmp_path, Causal().score, read_only=True).steps() == [4, 8]
 
 
 def test_wrong_checksum_is_noticed(prepared, tmp_path):
@@ -173,9 +174,9 @@ def test_the_best_checkpoint_is_kept(prepared, tmp_path):
         "train.steps=12", "train.eval_every=2", "train.save_every=2", "train.keep=2", "optim.lr=3", "optim.warmup=1"
     )
     lines = fit(e, tmp_path, prepared=prepared).lines
-    scores = {line["step"]: line["bits_per_byte"] for line in lines if "bits_per_byte" in line}
+    scores = {line["step"]: line["eval_bits_per_byte"] for line in lines if "eval_bits_per_byte" in line}
     best = min(scores, key=scores.get)
-    found = Checkpoints(tmp_path, read_only=True)
+    found = Checkpoints(tmp_path, Causal().score, read_only=True)
     assert best < 10 and found.steps() == sorted({best, 10, 12}) and found.best() == best
 
 
@@ -194,7 +195,7 @@ def test_another_config(prepared, tmp_path):
     with pytest.raises(
         UserError, match=r"another config \(.*d_hidden: 32 there, 48 now, optim.lr: 0.01 there, 0.5 now\)"
     ):
-        fit(experiment("optim.lr=0.5", "model.pattern.0.mlp.d_hidden=48"), tmp_path, prepared=prepared)
+        fit(experiment("optim.lr=0.5", "model.stages.0.pattern.0.mlp.d_hidden=48"), tmp_path, prepared=prepared)
     # What changes no number may change.
     free = experiment("train.log_every=3", "train.save_every=none", "train.keep=5", "train.eval_batches=1")
     assert [line["step"] for line in fit(free, tmp_path, prepared=prepared).lines] == [1, 3, 4, 6, 8]
@@ -234,7 +235,7 @@ def test_loss_that_stays_nonfinite(prepared, tmp_path):
     assert all(None in (line["loss"], line["grad_norm"]) for line in lines[-3:]) and lines[-1]["skipped"] >= 3
     assert f"step {lines[-1]['step']}" in str(error.value)
     json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=lambda name: pytest.fail(name))
-    assert Checkpoints(tmp_path, read_only=True).steps()
+    assert Checkpoints(tmp_path, Causal().score, read_only=True).steps()
     # The same again says the same.
     with pytest.raises(UserError, match="not finite"):
         fit(e, tmp_path, prepared=prepared)

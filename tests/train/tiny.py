@@ -9,17 +9,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxeff.data import Bytes, Data
+from jaxeff.data import Bytes, TextData
 from jaxeff.data.grammar import Grammar
 from jaxeff.mixers import GQA, MLP
-from jaxeff.models import LM, Block
+from jaxeff.models import LM, Block, Stage
 from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.optim import Optim
 from jaxeff.train.overrides import override
 
 ROOT = Path(__file__).parents[2]
 # What a run must repeat bit for bit.
-REPEATED = ("step", "loss", "grad_norm", "lr", "tokens", "skipped", "bits_per_byte", "eval_loss")
+REPEATED = ("step", "loss", "grad_norm", "lr", "tokens", "skipped", "eval_bits_per_byte", "eval_loss", "eval_accuracy")
 
 CONFIG = """
 from tests.train.tiny import experiment
@@ -34,8 +34,8 @@ def experiment(*assignments: str) -> Experiment:
     """Two narrow layers on sentences of a grammar; `assignments` as for --set."""
     mixer = GQA(n_heads=4, n_kv_heads=2, head_dim=4)
     e = Experiment(
-        model=LM(vocab_size=259, d_model=16, pattern=(Block(mixer, MLP(d_hidden=32)),), repeats=2),
-        data=Data(source=Grammar(n_documents=60), tokenizer=Bytes(), seq_len=32, batch_size=4),
+        model=LM(vocab_size=259, d_model=16, stages=(Stage((Block(mixer, MLP(d_hidden=32)),), 2),)),
+        data=TextData(source=Grammar(n_documents=60), tokenizer=Bytes(), seq_len=32, batch_size=4),
         optim=Optim(lr=1e-2),
         train=Train(steps=8, log_every=1, eval_every=4, save_every=4, eval_batches=2),
     )

@@ -1,4 +1,4 @@
-"""`Data.prepare`: the whole way from a source to batches, idempotent and safe when killed."""
+"""`TextData.prepare`: the whole way from a source to batches, idempotent and safe when killed."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from jaxeff.core.errors import UserError
-from jaxeff.data import Bytes, Data, Grammar, SentencePiece, text
+from jaxeff.data import Bytes, Grammar, SentencePiece, TextData, text
 
-DATA = Data(
+DATA = TextData(
     source=Grammar(60), tokenizer=SentencePiece(400), seq_len=32, batch_size=4, valid_fraction=0.1, test_fraction=0.1
 )
 ROOT = str(Path(__file__).parents[2])
@@ -102,7 +102,7 @@ def test_the_fingerprint_follows_text_split_and_tokenizer_alone(cache, prepared)
 def test_the_tokenizer_sees_the_training_split_alone(tmp_path):
     lines = [json.dumps({"t": f"{letter * 50} word"}) for letter in "abcdefghijklmnopqrstuvwxyz"]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    data = Data(
+    data = TextData(
         source=text(tmp_path / "a.jsonl", "t"),
         tokenizer=SentencePiece(280),
         seq_len=16,
@@ -160,7 +160,7 @@ def test_values_out_of_range_are_named(changed, message):
 
 
 def test_a_config_is_hashable_and_json():
-    assert hash(Data()) == hash(Data()) and Data() == Data()
+    assert hash(TextData()) == hash(TextData()) and TextData() == TextData()
     assert json.loads(json.dumps(dataclasses.asdict(DATA)))["tokenizer"]["vocab_size"] == 400
 
 

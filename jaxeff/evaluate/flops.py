@@ -1,26 +1,15 @@
-"""What a model costs: FLOPs of a program, memory of a compiled one, and the time and state of decoding. B batch, T time.
+"""What a program costs: FLOPs as traced, memory as compiled.
 
 flops(step, state, batch)["total"]        counted in the traced program
 memory(compiled)                          from the compiler's own analysis, None where it does not tell
-Decoding(lm, params, context=1024)        programs to time, and the bytes of the state
-take_turns({name: run, ...}, rounds=5)    seconds of each, measured in turns
 """
 
-import dataclasses
-import functools
 import math
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
-
-from jaxeff.core.precision import POLICIES, Policy
-from jaxeff.mixers.base import Ctx
-from jaxeff.models.lm import LM
 
 # Primitives that move or relabel numbers without computing any.
 FREE = frozenset(
@@ -126,86 +115,3 @@ def memory(compiled) -> dict[str, int] | None:
         return None
     names = {"temporary": "temp", "arguments": "argument", "outputs": "output", "aliased": "alias"}
     return {ours: int(getattr(found, f"{theirs}_size_in_bytes")) for ours, theirs in names.items()}
-
-
-def state_bytes(lm: LM, context: int, batch: int = 1, dtype=jnp.float32) -> int:
-    """Bytes of the decode state for `batch` texts of `context` tokens."""
-    state = jax.eval_shape(functools.partial(lm.init_state, batch, context, dtype))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-
-
-@dataclasses.dataclass
-class Decoding:
-    """Two compiled programs: from a prompt of `context` tokens to the first new one, and `n_tokens` greedy steps after it.
-
-    Raises ValueError when the model cannot see that many positions.
-    """
-
-    lm: LM
-    params: dict
-    context: int
-    n_tokens: int = 32
-    batch: int = 1
-    policy: Policy = POLICIES["float32"]
-
-    def __post_init__(self):
-        total = self.context + self.n_tokens
-        if self.lm.max_positions is not None and total > self.lm.max_positions:
-            raise ValueError(
-                f"decoding at {self.context} needs {total} positions; the model has max_positions={self.lm.max_positions}"
-            )
-        lm, ctx, dtype = self.lm, Ctx(policy=self.policy), jnp.dtype(self.policy.compute)
-        self._prompt_BT = jnp.broadcast_to(jnp.arange(self.context) % lm.vocab_size, (self.batch, self.context)).astype(
-            jnp.int32
-        )
-
-        def next_token(params, tokens_BT, state):
-            x_BTD, state = lm.hidden(params, tokens_BT, state, ctx)
-            return jnp.argmax(lm.logits(params, x_BTD[:, -1:]), axis=-1).astype(jnp.int32), state
-
-        def first(params, prompt_BT):
-            return next_token(params, prompt_BT, lm.init_state(self.batch, total, dtype))
-
-        def further(params, token_B1, state):
-            def step(carry, _):
-                return next_token(params, *carry), None
-
-            return jax.lax.scan(step, (token_B1, state), None, length=self.n_tokens)[0][0]
-
-        self._first, self._further = jax.jit(first), jax.jit(further)
-        self._prefilled = jax.block_until_ready(self._first(self.params, self._prompt_BT))
-        self.further_tokens()
-
-    def first_token(self):
-        """Prefill and the first new token; blocks until it is there."""
-        jax.block_until_ready(self._first(self.params, self._prompt_BT)[0])
-
-    def further_tokens(self):
-        """`n_tokens` more tokens; blocks until they are there."""
-        jax.block_until_ready(self._further(self.params, *self._prefilled))
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes kept between tokens after `context` tokens."""
-        return state_bytes(self.lm, self.context, self.batch, jnp.dtype(self.policy.compute))
-
-
-def take_turns(
-    runs: Mapping[Any, Callable[[], None]],
-    rounds: int = 5,
-    warm: int = 1,
-    on_round: Callable[[int], None] = lambda turn: None,
-) -> dict[Any, float]:
-    """Median seconds of each run. They take turns, round after round, so that a slow moment of the machine falls on all.
-
-    The first `warm` rounds are not counted; on_round is told the number of each round before it starts.
-    """
-    seconds = {name: [] for name in runs}
-    for turn in range(warm + rounds):
-        on_round(turn)
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn >= warm:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}

@@ -1,22 +1,22 @@
-"""`Data`: what to train on, as a config, and `Prepared`: the same ready to be read."""
+"""`TextData`: text to train on, as a config."""
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.errors import UserError
+from jaxeff.data.base import Prepared
 from jaxeff.data.cache import Report, cache_root, digest, publish, silent
-from jaxeff.data.corpus import SPLITS, corpus_fingerprint, prepare_corpus
+from jaxeff.data.corpus import corpus_fingerprint, prepare_corpus
 from jaxeff.data.grammar import Grammar
-from jaxeff.data.pipeline import EvalBatches, TrainBatches
 from jaxeff.data.python_sources import PythonCode, PythonDocs
-from jaxeff.data.rows import PackedCorpus, prepare_rows
+from jaxeff.data.rows import prepare_rows
 from jaxeff.data.text_files import Text
 from jaxeff.data.tokenizers import Bytes, SentencePiece, Tokenizer
 
 
 @dataclass(frozen=True)
-class Data:
+class TextData:
     """A corpus, how it is split, tokenized, packed and batched.
 
     Args:
@@ -52,7 +52,7 @@ class Data:
         if self.valid_fraction + self.test_fraction >= 1:
             raise UserError("data.valid_fraction + data.test_fraction leave nothing to train on")
 
-    def prepare(self, cache: str | os.PathLike | None = None, report: Report | None = None) -> "Prepared":
+    def prepare(self, cache: str | os.PathLike | None = None, report: Report | None = None) -> Prepared:
         """Reads, splits, tokenizes and packs the corpus, or finds all this done in the cache.
 
         Args:
@@ -90,7 +90,9 @@ class Data:
         }
         statistics["bytes_per_token"] = sum(statistics["bytes"].values()) / sum(statistics["tokens"].values())
         statistics["seconds"] = time.perf_counter() - begin
-        return Prepared(self, tokenizer, identity, statistics, packed)
+        return Prepared(
+            self, packed.splits, tokenizer.vocab_size, identity, statistics, tokenizer, tokenizer.token_bytes
+        )
 
     def _tokenizer(self, corpus, root, report: Report) -> Tokenizer:
         recipe = [type(self.tokenizer).__name__, asdict(self.tokenizer)]
@@ -102,45 +104,3 @@ class Data:
             report("training the tokenizer", 1, 1)
 
         return self.tokenizer.load(publish(root / "tokenizers" / name[:32], write))
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A corpus that is ready.
-
-    Attributes:
-      tokenizer: `encode`, `decode`, `vocab_size`, `bos_id`, `eos_id`, `pad_id`, `token_bytes`.
-      fingerprint: hex digest of the text, its split and the tokenizer; results compare only where it is equal.
-      statistics: JSON-able: documents, bytes, tokens, targets, rows and padding by split; bytes per token; the
-        seconds that `prepare` took.
-    """
-
-    data: Data
-    tokenizer: Tokenizer
-    fingerprint: str
-    statistics: dict
-    packed: PackedCorpus = field(repr=False)
-
-    def train(self, process_index: int = 0, process_count: int = 1) -> TrainBatches:
-        """Endless batches of this process, reshuffled every epoch."""
-        return TrainBatches(
-            self.packed.splits["train"],
-            batch_size=self.data.batch_size,
-            seed=self.data.seed,
-            fingerprint=self.fingerprint,
-            process_index=process_index,
-            process_count=process_count,
-        )
-
-    def eval(
-        self, split: str, batch_size: int | None = None, *, process_index: int = 0, process_count: int = 1
-    ) -> EvalBatches:
-        """One pass over "train", "validation" or "test", in order; the last batch is filled up with padding."""
-        if split in SPLITS and split not in self.packed.splits:
-            raise UserError(f"there is no {split} split; its fraction of the data was set to 0")
-        return EvalBatches(
-            lookup(self.packed.splits, split, "split of the data"),
-            batch_size=batch_size or self.data.batch_size,
-            process_index=process_index,
-            process_count=process_count,
-        )

@@ -1,0 +1,243 @@
+"""Stages of repeated blocks: what stands between an embedding and a head. B batch, T time, D model.
+
+A stage repeats a pattern of blocks. Its parameters are stacked over the repeats, `blocks/<i>/mixer/q` for the i-th block of
+the patterns (counted through all stages), and the repeats are one `lax.scan`: compile time does not grow with depth.
+Weights that are used at several depths stand apart, `tied/<name>/mixer/q`.
+
+Values that a block shares live to the end of the pass when its stage has one repeat, else to the end of that repeat: so a scan
+carries nothing but x.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.spec import at_depth, stack
+from jaxeff.core.tree import match
+from jaxeff.mixers.base import Ctx, Out
+from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
+from jaxeff.models.block import Block, as_block
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+GIVEN = ("embedding",)  # what every pass shares from its start: the embedded tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Tied:
+    """A block whose weights are the same wherever `name` stands in a pattern; its states are not (Zamba2)."""
+
+    name: str
+    block: Block | str
+
+    def __post_init__(self):
+        object.__setattr__(self, "block", as_block(self.block))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """`pattern`, applied `repeats` times in turn. An entry is a Block, a Tied, or a mixer's registry name, which becomes the Block
+    of that mixer.
+
+    Raises ValueError for an empty pattern and no repeats, UserError for an unknown name.
+    """
+
+    pattern: tuple[Block | Tied | str, ...]
+    repeats: int = 1
+
+    def __post_init__(self):
+        if isinstance(self.pattern, str | Block | Tied):
+            raise ValueError(f"Stage.pattern is a tuple of blocks: write Stage(({self.pattern!r},), {self.repeats})")
+        if not self.pattern:
+            raise ValueError("Stage.pattern is empty: a stage needs at least one block")
+        whole = tuple(entry if isinstance(entry, Tied) else as_block(entry) for entry in self.pattern)
+        object.__setattr__(self, "pattern", whole)
+        if self.repeats < 1:
+            raise ValueError(f"Stage.repeats must be at least 1, found {self.repeats}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A block of the pattern of a stage: its number `i` through all stages, and the depth of its first repeat."""
+
+    i: int
+    block: Block
+    tied: str | None
+    depth: int
+    step: int
+    repeats: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Stages for a model of width `d_model`. remat: what the backward pass recomputes, a key of REMAT. scan False unrolls the
+    repeats (same parameters).
+
+    Raises ValueError for no stages, and UserError for unknown names, for one name tied to two blocks, and for a block that reads
+    a shared value which no block before it writes.
+    """
+
+    stages: tuple[Stage, ...]
+    d_model: int
+    remat: str = "none"
+    scan: bool = True
+
+    def __post_init__(self):
+        lookup(REMAT, self.remat, "remat policy")
+        if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
+            raise ValueError(f"stages must be a tuple of at least one Stage, found {self.stages!r}")
+        _check_tied(self.places)
+        _check_shared(self)
+
+    @functools.cached_property
+    def places(self) -> tuple[tuple[Place, ...], ...]:
+        """The blocks of each stage, made for this width."""
+        found, i, depth = [], 0, 0
+        for stage in self.stages:
+            places = []
+            for entry in stage.pattern:
+                tied, entry = (entry.name, entry.block) if isinstance(entry, Tied) else (None, entry)
+                block = entry.bind(self.d_model)
+                places.append(Place(i, block, tied, depth + len(places), len(stage.pattern), stage.repeats))
+                i += 1
+            depth += len(stage.pattern) * stage.repeats
+            found.append(tuple(places))
+        return tuple(found)
+
+    def __iter__(self) -> Iterator[Place]:
+        return (place for places in self.places for place in places)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks that an input passes, repeats counted."""
+        return sum(place.repeats for place in self)
+
+    def specs(self):
+        """`blocks/<i>/...` with a leading layer axis and, where there are tied blocks, `tied/<name>/...` without."""
+        blocks, tied, total = {}, {}, self.n_layers
+        for place in self:
+            specs = place.block.specs()
+            if place.tied is None:
+                blocks[str(place.i)] = stack(specs, place.repeats, place.depth, place.step, total)
+            elif place.tied not in tied:
+                tied[place.tied] = at_depth(specs, place.depth, total)
+        return {"blocks": blocks} | ({"tied": tied} if tied else {})
+
+    def init_state(self, batch: int, max_len: int, dtype):
+        """Decode states for texts of at most `max_len` tokens by the blocks' numbers, stacked over the repeats."""
+
+        def stacked(place: Place):
+            state = place.block.init_state(batch, max_len, dtype)
+            return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (place.repeats, *leaf.shape)), state)
+
+        return {str(place.i): stacked(place) for place in self}
+
+    def apply(self, params, x_BTD: jax.Array, state=None, *, ctx: Ctx = Ctx()) -> Out:
+        """All stages in turn. aux by `blocks/<i>/...`, stacked over the repeats; a block's output that `ctx.taps` asks for is
+        `blocks/<i>/output` [repeats, B, T, D]."""
+        taps = match(ctx.taps, [f"blocks/{place.i}" for place in self], "tap")
+        ctx = ctx.sharing({"embedding": x_BTD})
+        new_state, aux = {}, {}
+        for places in self.places:
+            states = None if state is None else {str(place.i): state[str(place.i)] for place in places}
+            out = self._run(places, params, x_BTD, states, ctx, taps)
+            x_BTD, aux = out.y, aux | out.aux
+            new_state |= out.state or {}
+            ctx = ctx.sharing(out.shared)
+        return Out(x_BTD, None if state is None else new_state, dict(ctx.shared), aux)
+
+    def _run(self, places: tuple[Place, ...], params, x_BTD, states, ctx: Ctx, taps) -> Out:
+        """One stage: a scan over its repeats, or the same unrolled."""
+        repeats = places[0].repeats
+        layers = {str(p.i): params["blocks"][str(p.i)] for p in places if p.tied is None}
+        repeat_R = None if ctx.key is None else jnp.arange(repeats)
+        scanned = self.scan and repeats > 1
+
+        def body(x_BTD, layer):
+            layer_params, state, repeat = layer
+            new, shared, aux = {}, {}, {}
+            for p in places:
+                name, path = str(p.i), f"blocks/{p.i}"
+                own = layer_params[name] if p.tied is None else params["tied"][p.tied]
+                here = ctx.sharing(shared)
+                here = here if repeat is None else here.fold(p.depth + p.step * repeat)
+                out = p.block.apply(own, x_BTD, None if state is None else state[name], ctx=here)
+                x_BTD, new[name] = ctx.constrain(out.y, "batch", "time", None), out.state
+                shared |= out.shared
+                aux |= {f"{path}/{key}": value for key, value in out.aux.items()}
+                aux |= {f"{path}/output": x_BTD} if path in taps else {}
+            return x_BTD, (None if state is None else new, shared if repeats == 1 else {}, aux)
+
+        if self.remat != "none":
+            # Under a scan the compiler cannot merge the recomputation with the forward pass anyway.
+            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not scanned)
+        if scanned:
+            x_BTD, (states, _, aux) = jax.lax.scan(body, x_BTD, (layers, states, repeat_R))
+            return Out(x_BTD, states, {}, aux)
+        found = []
+        for layer in _unstack((layers, states, repeat_R), repeats):
+            x_BTD, (state, shared, aux) = body(x_BTD, layer)
+            found.append((state, aux))
+        states, aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        return Out(x_BTD, states, shared, aux)
+
+
+def losses(aux: dict[str, Any]) -> jax.Array:
+    """The sum of all auxiliary losses of a pass, float32."""
+    found = [jnp.sum(value.astype(jnp.float32)) for path, value in aux.items() if path.rpartition("/")[2] == "loss"]
+    return sum(found, jnp.zeros((), jnp.float32))
+
+
+def _unstack(tree, n: int) -> list[Any]:
+    """The n layers of a stacked tree. `lax.split` transposes to one concatenation, indexing to n padded sums."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [[part[0] for part in _split(leaf, n)] for leaf in leaves]
+    return [structure.unflatten(layer) for layer in zip(*parts, strict=True)] if leaves else [tree] * n
+
+
+def _split(leaf: jax.Array, n: int):
+    return [leaf] if n == 1 else jax.lax.split(leaf, (1,) * n)
+
+
+def _check_tied(places) -> None:
+    blocks: dict[str, Block] = {}
+    for place in (place for stage in places for place in stage):
+        if place.tied is not None and blocks.setdefault(place.tied, place.block) != place.block:
+            raise UserError(f"Tied {place.tied!r} stands for two different blocks; give one of them another name")
+
+
+def _check_shared(stack: Stack) -> None:
+    """Every value that a block reads is written before it, where it lives long enough."""
+    lasting, gone = set(GIVEN), {}
+    for s, places in enumerate(stack.places):
+        here = set(lasting)
+        for place in places:
+            for part in place.block.parts.values():
+                for name in getattr(part, "reads", ()):
+                    if name not in here:
+                        raise UserError(_unread(name, type(part).__name__, s, gone))
+                here |= set(getattr(part, "writes", ()))
+        if places[0].repeats == 1:
+            lasting = here
+        else:
+            gone |= dict.fromkeys(here - lasting, s)
+
+
+def _unread(name: str, reader: str, stage: int, gone: dict[str, int]) -> str:
+    problem = f"{reader} in stage {stage} reads the shared value {name!r}"
+    if name in gone:
+        return (
+            f"{problem}, which stage {gone[name]} writes; but that stage is repeated, so the value ends with each repeat: "
+            f"write it in a stage of one repeat"
+        )
+    able = sorted(key for key, make in (MIXERS | CHANNEL_MIXERS).items() if name in getattr(make, "writes", ()))
+    who = f"; {' and '.join(map(repr, able))} would write it" if able else "; no mixer of the registry writes it"
+    return f"{problem}, which no block before it writes{who}"
