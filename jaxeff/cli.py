@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         # The file system's refusals are no bug of ours, wherever they strike.
-        from jaxeff.train.checkpoint import refusal
+        from jaxeff.core.files import refusal
 
         reason = refusal(error)
         if reason is None:

@@ -1,16 +1,13 @@
 """What a benchmark hands back: one JSON object, and the table that is printed from it."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxeff.core.errors import UserError
-from jaxeff.lab import machine as lab
+from jaxeff.train import circumstances
 
 
 def record(
@@ -46,19 +43,13 @@ def machine() -> dict:
     """This machine, how busy it is with other things (processes that want to run, a minute's mean), and the versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {**lab.machine(), "cores": cores, "load": load, "backend": jax.default_backend(), **lab.versions()}
-
-
-def write(entry: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes `entry` as one JSON object, by way of a temporary file, so that a reader never sees half of it."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(entry, indent=1) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return {
+        **circumstances.machine(),
+        "cores": cores,
+        "load": load,
+        "backend": jax.default_backend(),
+        **circumstances.versions(),
+    }
 
 
 def show(entry: Mapping[str, Any], file=None) -> None:

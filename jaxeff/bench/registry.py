@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from jaxeff.bench.attention_memory import attention_memory
 from jaxeff.bench.decode import generate
-from jaxeff.bench.record import show, write
+from jaxeff.bench.record import show
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
 from jaxeff.bench.training import train
 from jaxeff.core.errors import lookup
+from jaxeff.core.files import write_json
 
 BENCHMARKS: dict[str, Callable[..., dict]] = {
     "train": train,
@@ -52,7 +53,7 @@ def summary(function: Callable[..., dict]) -> str:
 def run(name: str | None, json: str | None = None, **options) -> dict | None:
     """Runs a benchmark, prints its table, writes its record to the file `json` where one is named, and returns it.
 
-    Without a name, prints the list of benchmarks. Raises UserError for a name that is none.
+    Without a name, prints the list of benchmarks. Raises UserError for a name that is none, or a file that cannot be written.
     """
     if name is None:
         print("\n".join(f"{name:18}{summary(function)}" for name, function in BENCHMARKS.items()))
@@ -60,5 +61,5 @@ def run(name: str | None, json: str | None = None, **options) -> dict | None:
     entry = lookup(BENCHMARKS, name, "benchmark")(**options)
     show(entry)
     if json is not None:
-        write(entry, json)
+        write_json(json, entry)
     return entry

@@ -145,7 +145,3 @@ def read_json(path: Path) -> dict:
 
 def damaged(folder: Path, error: Exception) -> UserError:
     return UserError(f"the cached folder {str(folder)!r} is damaged ({error}); remove it and run again")
-
-
-def write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxeff.core.errors import UserError, lookup
-from jaxeff.data.cache import Report, damaged, digest, publish, read_json, silent, write_json
+from jaxeff.core.files import write_json
+from jaxeff.data.cache import Report, damaged, digest, publish, read_json, silent
 from jaxeff.data.documents import Document, Source
 
 SPLITS = ("train", "validation", "test")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxeff.data.cache import Report, damaged, digest, publish, read_json, silent, write_json
+from jaxeff.core.files import write_json
+from jaxeff.data.cache import Report, damaged, digest, publish, read_json, silent
 from jaxeff.data.corpus import Corpus
 from jaxeff.data.packing import loss_mask, pack
 from jaxeff.data.tokenizers import Tokenizer

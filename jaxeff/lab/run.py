@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.files import write_text
 from jaxeff.core.spec import count
 from jaxeff.data import Prepared
 from jaxeff.data.cache import digest
 from jaxeff.lab import report as page
 from jaxeff.lab.ablation import Ablation, describe
-from jaxeff.lab.machine import machine, versions
 from jaxeff.lab.measure import measure
 from jaxeff.lab.progress import Progress
 from jaxeff.lab.results import Decode, Results, Row
 from jaxeff.lab.training import Part, train
-from jaxeff.lab.units import Units, write
+from jaxeff.lab.units import Units
+from jaxeff.train.circumstances import git, machine, versions
 from jaxeff.train.config_json import to_json
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.optim import Optim
-from jaxeff.train.workdir import git, locked
+from jaxeff.train.workdir import locked
 
 # Statistics of the data that say nothing about its content, or say it twice.
 OWN = ("fingerprint", "corpus_fingerprint", "seconds", "records")
@@ -289,4 +290,4 @@ def commit() -> dict[str, str]:
 
 def save(results: Results, workdir: str | Path) -> None:
     """Write results.json."""
-    write(Path(workdir) / "results.json", results.to_json())
+    write_text(Path(workdir) / "results.json", results.to_json())

@@ -9,26 +9,12 @@ fields in which the two differ, and a part whose key is not the expected one is 
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.files import write_json, write_text
 from jaxeff.train.config_json import diff
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file so that a reader, or the next process after a kill, sees the old content or the whole new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 class Units:
@@ -40,7 +26,7 @@ class Units:
         if lock.exists():
             _refuse_other(lock, identity)
         else:
-            write(lock, json.dumps(identity, indent=1) + "\n")
+            write_json(lock, identity)
 
     def get(self, model: str, part: str, key: str) -> Any | None:
         """The result of a part, None when it is not finished, damaged, or was made by something else."""
@@ -53,7 +39,7 @@ class Units:
     def put(self, model: str, part: str, key: str, experiment: Any, result: Any) -> None:
         """Keep the result of a finished part."""
         body = {"key": key, "result": result, "experiment": experiment}
-        write(self._path(model, part), json.dumps(body, indent=1, allow_nan=False) + "\n")
+        write_text(self._path(model, part), json.dumps(body, indent=1, allow_nan=False) + "\n")
 
     def run_dir(self, model: str, part: str) -> Path:
         """Where the part's training run lies."""

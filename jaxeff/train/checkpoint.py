@@ -7,8 +7,6 @@ A checkpoint carries a checksum of its state, computed on the device as a sum of
 enough to verify at every restore.
 """
 
-import contextlib
-import errno
 import functools
 import gc
 import json
@@ -27,20 +25,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.files import refusal, refusals
 from jaxeff.core.tree import paths
 from jaxeff.objectives.base import Score
 from jaxeff.train.state import State
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
-# What the operating system's refusals look like when they arrive inside another library's message.
-REFUSALS = {
-    errno.ENOSPC: ("no space left on device", "resource_exhausted: disk", "enospc"),
-    errno.EDQUOT: ("disk quota exceeded",),
-    errno.EROFS: ("read-only file system", "erofs"),
-    errno.EACCES: ("permission denied", "eacces"),
-}
-# Further ones that only count as errors of the system itself: a path that cannot be a folder.
-PATHS = (errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Checkpoints:
@@ -241,30 +231,3 @@ def _compare(stored: dict[str, int], found: dict[str, int]):
     wrong = [name for name in stored if stored[name] != found.get(name)]
     if wrong or not stored:
         raise ValueError(f"wrong checksum of {', '.join(wrong)}")
-
-
-@contextlib.contextmanager
-def refusals(place):
-    """Turns the file system's refusals (full, read-only, not permitted), in whatever wrapping, into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        found = refusal(error)
-        if found is None:
-            raise
-        raise UserError(f"cannot write to {place}: {found}") from error
-
-
-def refusal(error: BaseException | None) -> str | None:
-    """What the file system said no to, or None when the error is of another kind."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (*REFUSALS, *PATHS):
-            return error.strerror.lower()
-        text = str(error).lower()
-        for signs in REFUSALS.values():
-            if any(sign in text for sign in signs):
-                return signs[0]
-        error = error.__cause__ or error.__context__
-    return None

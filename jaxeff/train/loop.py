@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.files import write_json
 from jaxeff.core.tree import paths
 from jaxeff.evaluate.scores import evaluate
 from jaxeff.objectives.base import check_score
 from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.circumstances import circumstances
 from jaxeff.train.clock import Clock
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
@@ -32,13 +34,11 @@ from jaxeff.train.workdir import (
     Metrics,
     check_config,
     check_corpus,
-    circumstances,
     describe,
     locked,
     read_metrics,
     read_run,
     stored_experiment,
-    write_json,
 )
 
 

@@ -6,39 +6,21 @@ lock             held by the process that trains here
 """
 
 import contextlib
-import datetime
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
-import jaxeff
 from jaxeff.core.errors import UserError
-from jaxeff.train.checkpoint import refusals
+from jaxeff.core.files import refusals, write_text
+from jaxeff.train.circumstances import circumstances
 from jaxeff.train.config_file import CONFIG_MODULE
 from jaxeff.train.config_json import diff, from_json, to_json
 from jaxeff.train.experiment import FREE, Experiment
-
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "numpy",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tensorflow-datasets",
-    "sentencepiece",
-)
 
 
 @contextlib.contextmanager
@@ -62,14 +44,6 @@ def locked(workdir: Path) -> Iterator[None]:
             file.write(str(os.getpid()))
             file.flush()
         yield
-
-
-def write_json(path: Path, value):
-    """Replaces the file whole, or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with refusals(path.parent):
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(partial, path)
 
 
 def read_run(workdir) -> dict[str, Any] | None:
@@ -130,47 +104,6 @@ def describe(experiment: Experiment, prepared, mesh) -> dict[str, Any]:
     }
 
 
-def circumstances(step: int, mesh) -> dict[str, Any]:
-    """Where and with what a run starts, or goes on, at `step`."""
-    device = mesh.devices.flat[0]
-    return {
-        "step": step,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
-        "mesh": dict(mesh.shape),
-        "processes": jax.process_count(),
-        "python": platform.python_version(),
-        "jaxeff": jaxeff.__version__,
-        "packages": {name: _version(name) for name in PACKAGES},
-        "git": git(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def git(folder: Path = Path(jaxeff.__file__).parent) -> dict[str, Any] | None:
-    """{"commit", "changed": files that differ from it} of the repository around `folder`; None where there is none."""
-
-    def ask(*args):
-        return subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD").strip(), "changed": ask("status", "--porcelain", ".").splitlines()}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def _config_sources(experiment: Experiment) -> dict[str, str]:
     names = {value.rpartition(".")[0] for value in _types(to_json(experiment))}
     names = {name for name in names if name.startswith(CONFIG_MODULE)}
@@ -190,10 +123,8 @@ class Metrics:
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        partial = self.path.with_name("metrics.jsonl.partial")
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         with refusals(workdir):
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(partial, self.path)
             self._file = open(self.path, "a")  # noqa: SIM115
 
     def write(self, line: dict[str, Any]):

@@ -1,13 +1,9 @@
 """The record that every benchmark hands back, its table, its file, and the clocks."""
 
 import io
-import json
 
-import pytest
-
-from jaxeff.bench.record import machine, record, show, write
+from jaxeff.bench.record import machine, record, show
 from jaxeff.bench.timing import matmul_clock
-from jaxeff.core.errors import UserError
 from jaxeff.evaluate.timing import alternate, summary
 
 
@@ -18,19 +14,6 @@ def entry(**more):
 def test_record_has_the_promised_fields():
     assert {"name", "ours", "peer", "unit", "ratio", "machine"} <= set(entry())
     assert {"processor", "cores", "backend", "jax", "python"} <= set(machine())
-
-
-def test_written_record_is_one_json_object(tmp_path):
-    path = tmp_path / "new" / "figure.json"
-    write(entry(rows=[{"size": "a", "ms": 1.5}]), path)
-    assert json.loads(path.read_text())["rows"] == [{"size": "a", "ms": 1.5}]
-    assert [p.name for p in path.parent.iterdir()] == ["figure.json"]
-
-
-def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        write(entry(), tmp_path / "file" / "figure.json")
 
 
 def test_table_shows_every_row_and_the_ratio():

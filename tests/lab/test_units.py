@@ -4,7 +4,7 @@ import pytest
 
 from jaxeff.core.errors import UserError
 from jaxeff.data.cache import digest as key
-from jaxeff.lab.units import Units, write
+from jaxeff.lab.units import Units
 
 IDENTITY = {"ablation": {"base": {"lr": 0.1, "steps": (1, 2)}}, "fingerprint": "abc"}
 
@@ -31,12 +31,3 @@ def test_a_folder_of_another_ablation_is_refused_with_the_differing_fields(tmp_p
     other = {"ablation": {"base": {"lr": 0.2, "steps": (1, 2)}}, "fingerprint": "abc"}
     with pytest.raises(UserError, match=r"another ablation \(ablation.base.lr: 0.1 there, 0.2 now\)"):
         Units(tmp_path, other)
-
-
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write(path, "old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match="cannot write .*: No space left"):
-        write(path, "new")
-    assert path.read_text() == "old"
