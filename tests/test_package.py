@@ -18,11 +18,13 @@ ROW = ("core", "ops", "mixers", "models", "objectives", "evaluate", "train", "la
 ALLOWED = {name: set(ROW[: i + 1]) for i, name in enumerate(ROW)}
 for _name in ("evaluate", "train", "lab", "bench", "cli"):
     ALLOWED[_name] |= {"data"}
+for _name in ("train", "lab", "bench", "cli"):
+    ALLOWED[_name] |= {"transforms"}
 ALLOWED["cli"] |= {"plan", "interop", "surgery", "transforms"}
 ALLOWED |= {
     "": {"core"},
     "data": {"core", "data"},
-    "transforms": {"core", "transforms"},
+    "transforms": {"core", "ops", "mixers", "transforms"},
     "surgery": {"core", "ops", "mixers", "models", "transforms", "surgery"},
     "plan": set(ROW[:7]) | {"data", "plan"},
     "interop": set(ROW[:4]) | {"transforms", "interop"},

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHOWN = 20  # names listed when none is near
+
 
 class UserError(ValueError):
     """The input is at fault, not the program: the command line shows it as one line, without a traceback."""
@@ -14,7 +16,8 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     close = get_close_matches(name, known, n=n, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "known: " + ", ".join(known) if known else "nothing is known here"
+    shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
+    return f"known: {shown}" if known else "nothing is known here"
 
 
 def lookup(registry: dict, name: str, what: str):

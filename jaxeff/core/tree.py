@@ -21,14 +21,14 @@ def join(path) -> str:
     return "/".join(map(_name, path))
 
 
-def paths(tree) -> dict[str, Any]:
+def paths(tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """path -> leaf, in the tree's own order."""
-    return {join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf)}
 
 
-def map_with_path(f: Callable[..., Any], tree, *rest):
+def map_with_path(f: Callable[..., Any], tree, *rest, is_leaf: Callable[[Any], bool] | None = None):
     """`jax.tree.map` with the leaf's path as first argument."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(join(path), *leaves), tree, *rest)
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(join(path), *leaves), tree, *rest, is_leaf=is_leaf)
 
 
 def match(rules: Sequence[tuple[str, Any] | str], names: Iterable[str], what: str = "rule") -> dict[str, Any]:

@@ -5,6 +5,7 @@ with scales, an adapter beside its base). Layers never learn which one they got.
 """
 
 import abc
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,37 @@ class Weight(abc.ABC):
     def take(self, ids: jax.Array, dtype) -> jax.Array:
         """Rows `ids` of the weight's first dimension: shape `ids.shape + weight.shape[1:]`."""
         return take(self.dense(dtype), ids, dtype)
+
+
+class Terms(NamedTuple):
+    """The letters of a product of x with a weight: of x, of the result, and of the weight's stacked, input and output axes."""
+
+    x: str
+    result: str
+    stacked: str
+    inputs: str
+    outputs: str
+
+    @property
+    def forward(self) -> bool:
+        """Whether the product takes inputs to outputs, these last in order: a layer. Else it may go the other way: a tied head."""
+        return set(self.inputs) <= set(self.x) - set(self.result) and self.result.endswith(self.outputs)
+
+    @property
+    def backward(self) -> bool:
+        """Whether the product takes outputs to inputs."""
+        return set(self.outputs) <= set(self.x) - set(self.result) and self.result.endswith(self.inputs)
+
+    def without(self, letters: str) -> str:
+        """x's letters less these."""
+        return "".join(letter for letter in self.x if letter not in letters)
+
+
+def terms(eqn: str, n_stacked: int, n_in: int) -> Terms:
+    """The letters of `eqn`, "x,w->result"."""
+    operands, _, result = eqn.replace(" ", "").partition("->")
+    x, _, w = operands.partition(",")
+    return Terms(x, result, w[:n_stacked], w[n_stacked : n_stacked + n_in], w[n_stacked + n_in :])
 
 
 def is_weight(x) -> bool:

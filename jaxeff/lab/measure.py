@@ -70,7 +70,7 @@ def measure(
         for context in contexts:
             report(f"compiling decoding of {name} at {context}", len(training) + len(decoding), total)
             # The state is donated step by step; decoding needs weights of its own, and any will do.
-            params = jax.tree.map(jnp.copy, training[name].state.params)
+            params = jax.tree.map(jnp.copy, training[name].state.weights)
             decoding[name, context] = Decoding(experiment.model, params, context, n_tokens, policy=experiment.policy)
     runs = {("step", name): job.run for name, job in training.items()}
     runs |= {("first", *where): job.first_token for where, job in decoding.items()}

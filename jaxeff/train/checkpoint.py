@@ -7,6 +7,7 @@ A checkpoint carries a checksum of its state, computed on the device as a sum of
 enough to verify at every restore.
 """
 
+import dataclasses
 import functools
 import gc
 import json
@@ -68,20 +69,22 @@ class Checkpoints:
     def save(self, step: int, state: State, record: dict[str, Any], metrics: dict[str, float] | None = None):
         """Starts writing; returns once the arrays are copied, before they are on disk.
 
-        record: JSON-able. metrics: evaluation at this very step, if any. Raises UserError when an earlier write was refused by the
-        file system.
+        Frozen weights are not written: they follow from the seed, or from the base. record: JSON-able. metrics: evaluation at this
+        very step, if any. Raises UserError when an earlier write was refused by the file system.
         """
-        leaves = paths(state)
-        record = record | {"checksum": _sums(state)}
+        kept = dataclasses.replace(state, frozen=None)
+        leaves = paths(kept)
+        record = record | {"checksum": checksums(kept)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record))
         with refusals(self.folder):
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
-        """State and record of one checkpoint, laid out as `abstract` says, whatever mesh wrote it.
+        """State, without its frozen weights, and record of one checkpoint, laid out as `abstract` says, whatever mesh wrote it.
 
         Raises ValueError when its checksum is another; whatever Orbax raises when it cannot be read.
         """
+        abstract = dataclasses.replace(abstract, frozen=None)
         target = paths(abstract)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=args)
@@ -89,11 +92,11 @@ class Checkpoints:
         # Copied into buffers of our own: the step gives its input's buffers away.
         state = jax.tree.unflatten(jax.tree.structure(abstract), [jnp.copy(leaf) for leaf in leaves])
         record = dict(found["record"])
-        _compare(record.pop("checksum"), _sums(state))
+        _compare(record.pop("checksum"), checksums(state))
         return state, record
 
-    def restore_weights(self, abstract_params, step: int):
-        """The weights to evaluate alone, averaged ones where there are: nothing else of the checkpoint is read.
+    def restore_weights(self, abstract_params, step: int) -> tuple[Any, dict[str, Any]]:
+        """(the trained weights to evaluate, averaged ones where there are, the record): nothing else of the checkpoint is read.
 
         abstract_params: their shapes, dtypes and shardings. Raises as `restore` does.
         """
@@ -104,8 +107,8 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             found = reader.restore(path / "state", args=args)
-        _compare({name: record["checksum"][name]}, _sums(found))
-        return jax.tree.unflatten(jax.tree.structure(abstract_params), [found[path] for path in target])
+        _compare({name: record["checksum"][name]}, checksums(found))
+        return jax.tree.unflatten(jax.tree.structure(abstract_params), [found[path] for path in target]), record
 
     def restore_latest(self, abstract: State, note=None) -> tuple[int, State, dict[str, Any]] | None:
         """(step, state, record) of the newest readable checkpoint; None when there is none at all.
@@ -209,8 +212,7 @@ def _checksums(parts: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
     """uint32 sum of all bits of each part; addition modulo 2**32 does not care how arrays are cut into shards."""
 
     def bits(x):
-        words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-        return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+        return jnp.sum(_words(x).astype(jnp.uint32), dtype=jnp.uint32)
 
     def one(leaves: dict[str, jax.Array]) -> jax.Array:
         # Weighted by place, so that two leaves that changed places are noticed.
@@ -219,8 +221,19 @@ def _checksums(parts: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
     return {name: one(leaves) for name, leaves in parts.items()}
 
 
-def _sums(tree) -> dict[str, int]:
-    """A checksum for each top-level part of a state (params, opt, ema, ...), or of a tree of flat paths."""
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of an array of any kind, as unsigned integers."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(x)
+    if x.dtype == jnp.bool_ or x.dtype in (jnp.int4, jnp.uint4):
+        return x.astype(jnp.uint8)
+    return jax.lax.bitcast_convert_type(
+        x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    )
+
+
+def checksums(tree) -> dict[str, int]:
+    """A checksum for each top-level part of a state (params, opt, ema, ...), or of a tree of flat paths; {} of an empty one."""
     parts: dict[str, dict[str, jax.Array]] = {}
     for path, leaf in paths(tree).items():
         parts.setdefault(path.partition("/")[0], {})[path] = leaf

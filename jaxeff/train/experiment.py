@@ -10,6 +10,8 @@ from jaxeff.data import Data, TextData
 from jaxeff.models.lm import LM
 from jaxeff.objectives import Causal, Objective
 from jaxeff.train.optim import Optim
+from jaxeff.train.weights import Weights
+from jaxeff.transforms.plan import Transform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +67,24 @@ class Train:
 
 
 # Fields that change neither the numbers nor their order: a run may go on with other values of these.
-FREE = ("mesh.", "train.log_every", "train.eval_every", "train.save_every", "train.eval_batches", "train.keep",
+FREE = ("mesh.", "base", "train.log_every", "train.eval_every", "train.save_every", "train.eval_batches", "train.keep",
         "train.max_bad_steps", "train.tensorboard")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that decides the numbers of a run."""
+    """Everything that decides the numbers of a run.
+
+    transforms: what the model's weights become (see `jaxeff.transforms`). trainable: rules for the weights that train, None for
+    what the transforms leave. base: the workdir of a run whose weights are those that are transformed; None: initial values.
+    """
 
     model: LM
     data: Data = TextData()
     objective: Objective = Causal()
+    transforms: tuple[Transform, ...] = ()
+    trainable: tuple[str, ...] | None = None
+    base: str | None = None
     optim: Optim = Optim()
     train: Train = Train()
     mesh: MeshShape = MeshShape()
@@ -84,6 +93,11 @@ class Experiment:
 
     def __post_init__(self):
         lookup(POLICIES, self.precision, "precision")
+        self.weights.trains("")
+        if self.train.init_from is not None and (self.transforms or self.trainable is not None):
+            raise ValueError(
+                "train.init_from starts all weights from another run; with transforms or trainable, set base instead"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"Experiment.seed must lie in 0..2**32-1, found {self.seed}")
 
@@ -95,4 +109,9 @@ class Experiment:
     @property
     def specs(self) -> Any:
         """The Specs of all weights of the run."""
-        return self.model.specs()
+        return self.weights.specs
+
+    @property
+    def weights(self) -> Weights:
+        """Which weights there are, and which of them train."""
+        return Weights(self.model, self.transforms, self.trainable)

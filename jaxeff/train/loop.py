@@ -2,7 +2,7 @@
 
 A run starts in one of these ways, tried in this order:
   1. the workdir has a readable checkpoint: go on from the newest one;
-  2. `train.init_from` names another run: its weights, everything else fresh;
+  2. `base` or `train.init_from` names another run: its weights, everything else fresh;
   3. fresh values from the seed.
 All of them are functions of the config and the files named, so a run that is killed and started again is the same run.
 """
@@ -20,16 +20,16 @@ import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_json
-from jaxeff.core.tree import paths
 from jaxeff.evaluate.scores import evaluate
 from jaxeff.objectives.base import check_score
-from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.checkpoint import Checkpoints, checksums
 from jaxeff.train.circumstances import circumstances
 from jaxeff.train.clock import Clock
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
 from jaxeff.train.state import State
-from jaxeff.train.step import Step, make_step, put, start
+from jaxeff.train.step import Step, make_step, put
+from jaxeff.train.trained import frozen_weights, initial, plain_weights
 from jaxeff.train.workdir import (
     Metrics,
     check_config,
@@ -38,7 +38,6 @@ from jaxeff.train.workdir import (
     locked,
     read_metrics,
     read_run,
-    stored_experiment,
 )
 
 
@@ -141,14 +140,17 @@ class _Loop:
         """Restore or initialise; see the module docstring for the order."""
         found = self.checkpoints.restore_latest(self.step.abstract, self.report.warn)
         if found is not None:
-            self.done, self.state, record = found
+            self.done, state, record = found
+            frozen = frozen_weights(self.experiment, self.step, record.get("frozen"), self.report)
+            self.state = dataclasses.replace(state, frozen=frozen)
             self.batches.set_state(record["data"])
             self.tokens, self.clock.before = record["tokens"], record["seconds"]
             self.report.say(f"going on from step {self.done} of {self.train.steps}")
         else:
-            self.state = start(self.experiment, self.step)
+            self.state = initial(self.experiment, self.step, self.report)
             if self.train.init_from is not None:
                 self.state = dataclasses.replace(self.state, **self._weights_from(self.train.init_from))
+        self.frozen = checksums(self.state.frozen)
         if jax.process_index() == 0:
             if run is None:
                 run = describe(self.experiment, self.prepared, self.step.mesh)
@@ -162,14 +164,10 @@ class _Loop:
                 self.closers.append(self.events.close)
 
     def _weights_from(self, workdir: str) -> dict[str, Any]:
-        source = Checkpoints(workdir, self.score, read_only=True)
-        if not source.steps():
-            raise UserError(f"train.init_from={workdir}: there is no checkpoint")
-        theirs, ours = (paths(e.model.specs()) for e in (stored_experiment(workdir), self.experiment))
-        if {path: spec.shape for path, spec in theirs.items()} != {path: spec.shape for path, spec in ours.items()}:
-            raise UserError(f"train.init_from={workdir}: that model is of other sizes")
-        params = source.restore_weights(self.step.abstract.params, source.steps()[-1])
-        source.close()
+        try:
+            params = plain_weights(workdir, self.experiment.model, self.step.mesh, self.report)
+        except UserError as error:
+            raise UserError(f"train.init_from={workdir}: {error}") from None
         average = None if self.state.ema is None else jax.tree.map(jnp.copy, params)
         return {"params": params, "ema": average}
 

@@ -19,9 +19,14 @@ from typing import Any, Literal, Union
 from jaxeff.core.errors import UserError, lookup, nearest
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.models.block import Block, as_block
+from jaxeff.transforms.plan import Transform
+from jaxeff.transforms.registry import TRANSFORMS
 
 # Fields that hold any class of a registry; their annotation cannot list them.
 REGISTRIES = {(Block, "mixer"): MIXERS, (Block, "mlp"): CHANNEL_MIXERS}
+
+# Annotations that are contracts; what fulfils them has a name.
+KINDS = {Transform: TRANSFORMS}
 
 
 @dataclasses.dataclass
@@ -172,8 +177,8 @@ def _parse(text: str, kind, path: str, registry=None):
         except UserError as error:
             raise UserError(f"--set {path}={text}: {error}") from None
     wanted, names = [], []
-    # Strings accept everything, so they come last.
-    for option in sorted(_options(kind), key=lambda option: option is str):
+    # None is one text only; strings, alone or in lists, accept everything, so they come last.
+    for option in sorted(_options(kind), key=lambda option: (option is not type(None), option is str)):
         try:
             return _parse_one(text, option)
         except _Mistyped as mistyped:
@@ -210,6 +215,10 @@ def _parse_one(text: str, kind):
         return choices[text]
     if origin is tuple:
         return _parse_tuple(text, typing.get_args(kind))
+    if kind in KINDS:
+        if text not in KINDS[kind]:
+            raise _Mistyped(f"one of {', '.join(KINDS[kind])}", *KINDS[kind])
+        return KINDS[kind][text]()
     if dataclasses.is_dataclass(kind):
         if _named(text, kind) is None:
             raise _Mistyped(_snake(kind), _snake(kind))

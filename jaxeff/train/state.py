@@ -10,7 +10,7 @@ from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.core.sharding import shardings as param_shardings
-from jaxeff.core.tree import map_with_path, paths
+from jaxeff.core.tree import combine, map_with_path, paths
 
 
 @jax.tree_util.register_dataclass
@@ -18,13 +18,15 @@ from jaxeff.core.tree import map_with_path, paths
 class State:
     """What changes from step to step, and the runtime values of the run (lr, steps, seed), which do not recompile it.
 
-    step: int32, optimizer steps done, skipped ones too. params: float32 masters. opt: optax's state. ema: like params, or
-    None. scale: the dynamic loss scale of float16, or None. skipped, bad: int32, non-finite steps so far and in a row.
-    lr: float32, the peak. steps: int32, the length of the run. seed: uint32; every random number derives from it and `step`.
+    step: int32, optimizer steps done, skipped ones too. params: the weights that train, float32 masters; frozen: the others, each
+    None where the other has the leaf. opt: optax's state. ema: like params, or None. scale: the dynamic loss scale of float16, or
+    None. skipped, bad: int32, non-finite steps so far and in a row. lr: float32, the peak. steps: int32, the length of the run.
+    seed: uint32; every random number derives from it and, within a step, from `step`.
     """
 
     step: jax.Array
     params: Any
+    frozen: Any
     opt: Any
     ema: Any
     scale: DynamicScale | None
@@ -41,12 +43,14 @@ class State:
 
     @property
     def weights(self):
-        """The weights to evaluate: the moving average where there is one."""
-        return self.params if self.ema is None else self.ema
+        """The weights to evaluate, frozen ones included: the moving average where there is one."""
+        return combine(self.params if self.ema is None else self.ema, self.frozen)
 
 
-def init_state(params, tx, *, ema: bool, scaled: bool, seed: jax.Array, lr: jax.Array, steps: jax.Array) -> State:
-    """The state of a run that has not begun, from its initial parameters; pure, to be jitted with sharded outputs.
+def init_state(
+    params, frozen, tx, *, ema: bool, scaled: bool, seed: jax.Array, lr: jax.Array, steps: jax.Array
+) -> State:
+    """The state of a run that has not begun, from its initial weights; pure, to be jitted with sharded outputs.
 
     seed: uint32, lr: float32, steps: int32 scalars.
     """
@@ -56,7 +60,7 @@ def init_state(params, tx, *, ema: bool, scaled: bool, seed: jax.Array, lr: jax.
         DynamicScale(fin_steps=jnp.zeros((), jnp.int32), scale=jnp.full((), 2.0**16, jnp.float32)) if scaled else None
     )
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return State(zero[0], params, tx.init(params), average, scale, zero[1], zero[2], lr, steps, seed)
+    return State(zero[0], params, frozen, tx.init(params), average, scale, zero[1], zero[2], lr, steps, seed)
 
 
 def state_shardings(state: State, specs, mesh) -> State:

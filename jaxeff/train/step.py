@@ -21,11 +21,13 @@ from jaxeff.mixers.base import Ctx
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.optim import Optim, optimizer, schedule
 from jaxeff.train.state import State, init_state, state_shardings
+from jaxeff.train.weights import Weights
 
 
 class Step(NamedTuple):
-    """init(seed, lr, steps) -> state; step(state, batch) -> (state, metrics), state donated. abstract: the state's shapes
-    with their shardings, which is what a checkpoint is restored into. mesh: where they live."""
+    """init(seed, lr, steps, base) -> state, base the plain model's weights, None for initial ones; step(state, batch) -> (state,
+    metrics), state donated. abstract: the state's shapes with their shardings, which is what a checkpoint is restored into. mesh:
+    where they live."""
 
     init: Callable[..., State]
     step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
@@ -47,13 +49,13 @@ def compiled(experiment: Experiment, mesh) -> Step:
     """`make_step` without the check of the batch: for those who only want the shapes of the state on another mesh."""
     optim = dataclasses.replace(experiment.optim, lr=0.0)
     train = experiment.train
-    return _make_step(experiment.model, experiment.objective, optim, train.accumulate, experiment.policy, mesh)
+    return _make_step(experiment.weights, experiment.objective, optim, train.accumulate, experiment.policy, mesh)
 
 
-def start(experiment: Experiment, step: Step) -> State:
-    """The experiment's initial state."""
+def start(experiment: Experiment, step: Step, base=None) -> State:
+    """The experiment's initial state; base: the plain model's weights, given away, None for initial values."""
     lr, steps, seed = experiment.optim.lr, experiment.train.steps, experiment.seed
-    return step.init(jnp.uint32(seed), jnp.float32(lr), jnp.int32(steps))
+    return step.init(jnp.uint32(seed), jnp.float32(lr), jnp.int32(steps), base)
 
 
 def check_batch(experiment: Experiment, mesh):
@@ -82,21 +84,23 @@ def put(batch, mesh):
 
 
 @functools.lru_cache(maxsize=32)
-def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) -> Step:
-    specs = model.specs()
-    tx, share = optimizer(optim, specs), schedule(optim)
+def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, policy, mesh) -> Step:
+    model, specs = weights.model, weights.specs
+    tx, share = optimizer(optim, weights.split(specs)[0]), schedule(optim)
     ctx = Ctx(policy=policy, mesh=mesh if mesh.size > 1 else None)
     dtype = jnp.dtype(policy.param)
 
-    def fresh(params, seed, lr, steps):
+    def fresh(plain, seed, lr, steps):
         scaled = policy.compute == "float16"
-        return init_state(params, tx, ema=optim.ema is not None, scaled=scaled, seed=seed, lr=lr, steps=steps)
+        params, frozen = weights.lift(plain, jax.random.key(seed))
+        return init_state(params, frozen, tx, ema=optim.ema is not None, scaled=scaled, seed=seed, lr=lr, steps=steps)
 
-    def gradients(params, scale, batch, key):
+    def gradients(params, frozen, scale, batch, key):
         """(loss, gradients, sums, new loss scale)."""
 
         def f(params):
-            sums = objective.sums(model, params, batch, dataclasses.replace(ctx, key=key))
+            whole = weights.whole(params, frozen, key)
+            sums = objective.sums(model, whole, batch, dataclasses.replace(ctx, key=key))
             return objective.loss(sums), sums
 
         if scale is None:
@@ -105,14 +109,14 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
             scale, _, (loss, sums), grads = scale.value_and_grad(f, has_aux=True)(params)
         return loss, jax.tree.map(lambda g: g.astype(policy.reduce), grads), sums, scale
 
-    def accumulated(params, scale, batch, key):
+    def accumulated(params, frozen, scale, batch, key):
         """`gradients` of the whole batch, in micro-batches weighted by their numbers of targets."""
         parts = jax.tree.map(functools.partial(_micro, n=accumulate, ctx=ctx), batch)
 
         def add(carry, part_i):
             loss, grads, scale = carry
             part, i = part_i
-            loss_i, grads_i, sums_i, scale = gradients(params, scale, part, jax.random.fold_in(key, i))
+            loss_i, grads_i, sums_i, scale = gradients(params, frozen, scale, part, jax.random.fold_in(key, i))
             n_i = sums_i["loss"].weight
             grads = jax.tree.map(lambda g, gi: g + n_i.astype(g.dtype) * gi, grads, grads_i)
             return (loss + n_i * loss_i, grads, scale), sums_i
@@ -126,7 +130,7 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
 
     def step(state: State, batch):
         compute = gradients if accumulate == 1 else accumulated
-        loss, grads, sums, scale = compute(state.params, state.scale, batch, state.key)
+        loss, grads, sums, scale = compute(state.params, state.frozen, state.scale, batch, state.key)
         grad_norm = optax.tree.norm(grads).astype(jnp.float32)
         lr = state.lr * share(state.step + 1, state.steps)
         updates, opt = tx.update(grads, state.opt, state.params)
@@ -155,15 +159,19 @@ def _make_step(model, objective, optim: Optim, accumulate: int, policy, mesh) ->
         jax.ShapeDtypeStruct((), jnp.float32),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
-    shapes = jax.eval_shape(fresh, abstract(specs, dtype), *scalars)
+    plain = model.specs()
+    shapes = jax.eval_shape(fresh, abstract(plain, dtype), *scalars)
     laid = state_shardings(shapes, specs, mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
     replicated = NamedSharding(mesh, PartitionSpec())
-    rest = jax.jit(fresh, out_shardings=laid, donate_argnums=0)
+    # A quantized weight has no room for the plain one's buffer: only then is it not given away.
+    rest = jax.jit(fresh, out_shardings=laid, donate_argnums=() if weights.transforms else 0)
 
-    def initial(seed, lr, steps):
-        # Parameters apart from the rest: each declaration is compiled once for all models that share it.
-        return rest(init(specs, jax.random.key(seed), dtype, shardings(specs, mesh)), seed, lr, steps)
+    def initial(seed, lr, steps, base=None):
+        if base is None:
+            # Parameters apart from the rest: each declaration is compiled once for all models that share it.
+            base = init(plain, jax.random.key(seed), dtype, shardings(plain, mesh))
+        return rest(base, seed, lr, steps)
 
     return Step(
         init=initial,

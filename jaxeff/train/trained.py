@@ -1,4 +1,4 @@
-"""A trained model, read back from its workdir: for evaluation, generation, and notebooks."""
+"""A trained model, read back from its workdir: for evaluation, generation, notebooks, and as the base of another run."""
 
 import dataclasses
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 import jax
 
 from jaxeff.core.errors import UserError
-from jaxeff.core.sharding import make_mesh, shardings
-from jaxeff.core.spec import abstract
-from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.core.sharding import make_mesh
+from jaxeff.core.tree import paths
+from jaxeff.models.lm import LM
+from jaxeff.train.checkpoint import Checkpoints, checksums
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
+from jaxeff.train.state import State
+from jaxeff.train.step import Step, compiled, start
 from jaxeff.train.workdir import check_corpus, read_run, stored_experiment
 
 
@@ -27,18 +30,71 @@ class Trained:
 def load_trained(workdir, report: Silent | None = None) -> Trained:
     """The newest readable checkpoint of `workdir`, on one device, whatever mesh trained it. Changes nothing there.
 
-    Raises UserError when there is no run, no checkpoint, none that can be read, or the corpus is another one by now.
+    Raises UserError when there is no run, no checkpoint, none that can be read, the corpus or the base is another one by now.
     """
     report = report or Silent()
     experiment = stored_experiment(workdir)
     prepared = experiment.data.prepare(report=report.stage)
     check_corpus(read_run(workdir), prepared.fingerprint, workdir)
-    specs = experiment.model.specs()
-    shapes = abstract(specs, experiment.policy.param)
-    laid = shardings(specs, make_mesh())
-    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
+    return Trained(experiment, prepared, *restored(experiment, workdir, make_mesh(), report))
+
+
+def restored(experiment: Experiment, workdir, mesh, report: Silent) -> tuple[int, Any]:
+    """(step, all weights) of the newest readable checkpoint of a run."""
+    step = compiled(experiment, mesh)
     checkpoints = Checkpoints(workdir, read_only=True)
-    found = checkpoints.newest(lambda step: checkpoints.restore_weights(shapes, step), report.warn)
+    found = checkpoints.newest(lambda number: checkpoints.restore_weights(step.abstract.params, number), report.warn)
+    checkpoints.close()
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet")
-    return Trained(experiment, prepared, *found)
+    number, (trained, record) = found
+    frozen = frozen_weights(experiment, step, record.get("frozen"), report)
+    return number, experiment.weights.whole(trained, frozen)
+
+
+def initial(experiment: Experiment, step: Step, report: Silent) -> State:
+    """The state of a run that has not begun: from its seed, or from its base.
+
+    Raises UserError when the base is no run, cannot be read, or is of other sizes.
+    """
+    if experiment.base is None:
+        return start(experiment, step)
+    try:
+        plain = plain_weights(experiment.base, experiment.model, step.mesh, report)
+    except UserError as error:
+        raise UserError(f"base={experiment.base}: {error}") from None
+    return start(experiment, step, plain)
+
+
+def frozen_weights(experiment: Experiment, step: Step, checksum: dict[str, int] | None, report: Silent) -> Any:
+    """The weights that a run does not train, made again from its seed or base.
+
+    checksum: as the run wrote it. Raises UserError when they are others by now.
+    """
+    if not jax.tree.leaves(step.abstract.frozen):
+        return step.abstract.frozen
+    frozen = initial(experiment, step, report).frozen
+    if checksums(frozen) != checksum:
+        made_of = "the seed" if experiment.base is None else f"base={experiment.base}"
+        raise UserError(
+            f"the frozen weights made from {made_of} are not those that this run was trained on: their checksum differs"
+        )
+    return frozen
+
+
+def plain_weights(workdir: str, model: LM, mesh, report: Silent) -> Any:
+    """The weights of another run as plain arrays for `model`, whatever that run's transforms made of them.
+
+    Raises UserError when it is no run, has no readable checkpoint, or its model has other weights.
+    """
+    theirs = stored_experiment(workdir)
+    shapes, wanted = ({path: s.shape for path, s in paths(m.specs()).items()} for m in (theirs.model, model))
+    differing = [path for path in {**wanted, **shapes} if shapes.get(path) != wanted.get(path)]
+    if differing:
+        path = differing[0]
+        raise UserError(
+            f"{workdir}: that model has other weights: {path} is {shapes.get(path, 'absent')} there, "
+            f"{wanted.get(path, 'absent')} here"
+        )
+    _, weights = restored(theirs, workdir, mesh, report)
+    return theirs.weights.plan.merge(weights)

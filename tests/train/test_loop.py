@@ -65,7 +65,9 @@ def test_damaged_record_of_the_run(prepared, tmp_path, content):
 
 
 def test_weights_of_a_model_of_other_sizes(whole, prepared, tmp_path):
-    with pytest.raises(UserError, match="init_from=.* other sizes"):
+    with pytest.raises(
+        UserError, match="init_from=.*other weights: blocks/0/mlp/down is .2, 32, 16. there, .2, 48, 16. here"
+    ):
         fit(
             experiment(f"train.init_from={whole[1]}", "model.stages.0.pattern.0.mlp.d_hidden=48"),
             tmp_path,

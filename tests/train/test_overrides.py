@@ -66,7 +66,7 @@ SETTABLE = {
     "model.remat": st.sampled_from(["none", "full", "dots"]),
     "model.max_positions": st.none() | st.integers(1, 10**9),
     "model.stages.0.pattern.0.mixer.window": st.none() | st.tuples(st.integers(0, 1000), st.just(0)),
-    "model.stages.0.pattern.0.mixer.rope.base": st.floats(1, 1e9),
+    "model.stages.0.pattern.0.mixer.rope.base": st.floats(1, 1e9, exclude_min=True),
     "model.stages.0.pattern.0.mlp.activation": st.sampled_from(["silu", "gelu", "relu"]),
     "data.seq_len": st.integers(2, 2**20),
     "data.max_bytes": st.none() | st.integers(1, 2**60),

@@ -20,6 +20,8 @@ from jaxeff.train.trained import load_trained
 from jaxeff.train.workdir import read_metrics, read_run
 from tests.train.tiny import experiment, repeated, same
 
+pytestmark = pytest.mark.shipped
+
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
@@ -93,7 +95,7 @@ def test_every_part_of_the_state_comes_back(settings, prepared, tmp_path):
     fit(e, tmp_path / "b", prepared=prepared, stop=stop_after(3))
     b = fit(e, tmp_path / "b", prepared=prepared)
     assert repeated(a.lines) == repeated(b.lines) and same(a.state, b.state)
-    weights = Checkpoints(tmp_path / "b", read_only=True).restore_weights(loop.make_step(e).abstract.params, 8)
+    weights, _ = Checkpoints(tmp_path / "b", read_only=True).restore_weights(loop.make_step(e).abstract.params, 8)
     assert same(weights, a.state.weights)
 
 
@@ -246,7 +248,7 @@ def test_start_from_the_weights_of_another_run(whole, prepared, tmp_path):
     e = experiment(f"train.init_from={tmp_path / 'a'}", "optim.lr=0", "optim.ema=0.9")
     b = fit(e, tmp_path / "b", prepared=prepared)
     assert same(a.state.params, b.state.params) and same(a.state.params, b.state.ema)
-    with pytest.raises(UserError, match="init_from=.*no checkpoint"):
+    with pytest.raises(UserError, match="init_from=.*holds no training run"):
         fit(experiment(f"train.init_from={tmp_path / 'c'}"), tmp_path / "d", prepared=prepared)
 
 

@@ -128,13 +128,14 @@ def test_moving_average():
         d = min(0.95, (1 + t) / (10 + t))
         average = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * np.asarray(p), average, state.params)
     assert_close(state.ema, average, 1e-6)
-    assert state.weights is state.ema
+    assert same(state.weights, state.ema)
     assert relative_rms(state.ema["embed"], state.params["embed"]) > 1e-4
 
 
 MESHES = [("mesh.data=2", "mesh.tensor=2"), ("mesh.fsdp=2", "mesh.tensor=2")]
 
 
+@pytest.mark.shipped
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda m: ",".join(m).replace("mesh.", ""))
 def test_mesh_does_not_change_the_losses(mesh):
     e = experiment("train.steps=20")
@@ -145,6 +146,7 @@ def test_mesh_does_not_change_the_losses(mesh):
     assert len(q.sharding.device_set) == 4 and not q.sharding.is_fully_replicated
 
 
+@pytest.mark.shipped
 def test_mesh_with_accumulation():
     e = experiment()
     alone, _, _ = losses(e, 4)
@@ -152,6 +154,7 @@ def test_mesh_with_accumulation():
     np.testing.assert_allclose(spread, alone, rtol=1e-5)
 
 
+@pytest.mark.shipped
 def test_initial_state_is_the_same_on_any_mesh():
     a, b = experiment("optim.ema=0.9"), experiment("optim.ema=0.9", *MESHES[1])
     assert same(start(a, make_step(a)), start(b, make_step(b)))

@@ -1,0 +1,170 @@
+"""What a transform is going to do to the weights of one model: other Specs, and how values go there and back.
+
+Rules address *weights* by path: `blocks/0/mixer/q` is called so whatever it has become, an array, int8 codes with a scale, or an
+adapter around either. What a transform makes of a weight is a node (see `core.weight`), whose leaves have paths of their own,
+`blocks/0/mixer/q/base/codes`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxeff.core.errors import UserError
+from jaxeff.core.spec import Spec
+from jaxeff.core.tree import map_with_path, match, paths
+from jaxeff.core.weight import Weight, is_weight
+
+
+def nowhere(path: str) -> bool:
+    """No path at all."""
+    return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A transform of the weights that it was planned for.
+
+    specs: matched Specs have become nodes of Specs; init, shardings and checkpoint targets go on working. lift(params, key): values
+    of the model before to values of the one after; their structure is that of `abstract(specs)`. merge(params): back to plain
+    arrays. adapters(path): leaves that were added to be trained. frozen(path): leaves that cannot be. seeded(params, key): values
+    whose random parts (an adapter's dropout) draw from `key`, for one training step.
+    """
+
+    specs: Any
+    lift: Callable[[Any, jax.Array], Any]
+    merge: Callable[[Any], Any]
+    adapters: Callable[[str], bool] = nowhere
+    frozen: Callable[[str], bool] = nowhere
+    seeded: Callable[[Any, jax.Array], Any] = lambda params, key: params
+
+    def trains(self, path: str) -> bool:
+        """Whether the leaf at `path` trains: adapters alone where there are any, else whatever can."""
+        return self.adapters(path) or not (self.has_adapters or self.frozen(path))
+
+    @functools.cached_property
+    def has_adapters(self) -> bool:
+        """Whether leaves were added to be trained."""
+        return any(map(self.adapters, paths(self.specs)))
+
+
+class Transform(Protocol):
+    """A frozen dataclass of settings."""
+
+    def plan(self, specs) -> Plan:
+        """Raises UserError for rules that match nothing, or weights that it cannot transform."""
+
+
+@dataclasses.dataclass(frozen=True)
+class chain:
+    """Transforms one after the other, as one. Rules match the same paths in all of them."""
+
+    transforms: tuple[Transform, ...]
+
+    def __init__(self, *transforms: Transform):
+        object.__setattr__(self, "transforms", transforms)
+
+    def plan(self, specs) -> Plan:
+        """The plan of the first, of the second on what the first makes of the Specs, and so on."""
+        plans: list[Plan] = []
+        for transform in self.transforms:
+            plans.append(transform.plan(plans[-1].specs if plans else specs))
+
+        def lift(params, key):
+            for i, plan in enumerate(plans):
+                params = plan.lift(params, jax.random.fold_in(key, i) if i else key)
+            return params
+
+        def merge(params):
+            for plan in reversed(plans):
+                params = plan.merge(params)
+            return params
+
+        def seeded(params, key):
+            for plan in plans:
+                params = plan.seeded(params, key)
+            return params
+
+        return Plan(
+            specs=plans[-1].specs if plans else specs,
+            lift=lift,
+            merge=merge,
+            adapters=lambda path: any(plan.adapters(path) for plan in plans),
+            frozen=lambda path: any(plan.frozen(path) for plan in plans),
+            seeded=seeded,
+        )
+
+
+def weights(tree) -> dict[str, Any]:
+    """path -> weight, an array or Spec or a whole node."""
+    return paths(tree, is_leaf=is_weight)
+
+
+def map_weights(f: Callable[[str, Any], Any], tree):
+    """The tree with `f(path, weight)` in place of each weight."""
+    return map_with_path(f, tree, is_leaf=is_weight)
+
+
+def spec_of(weight: Spec | Weight) -> Spec:
+    """The Spec of the plain weight that a node of Specs stands for: a node's first field has its dimensions."""
+    while is_weight(weight):
+        weight = getattr(weight, dataclasses.fields(weight)[0].name)
+    return weight
+
+
+def float_dtype(weight):
+    """The dtype of a weight's numbers, of codes and scales that of the scales."""
+    return next(leaf.dtype for leaf in jax.tree.leaves(weight) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def within(weight_paths) -> Callable[[str], bool]:
+    """Whether a leaf lies in one of these weights."""
+    prefixes = tuple(f"{path}/" for path in weight_paths)
+    return lambda path: path.startswith(prefixes)
+
+
+def targets(specs, rules: Sequence, method: str, need: Callable[[Any], str | None]) -> dict[str, Any]:
+    """path -> setting of the weights that `rules` match. need: why a weight cannot be transformed, or None.
+
+    Raises UserError for rules that match nothing and for a matched weight that cannot be transformed.
+    """
+    if not rules:
+        raise UserError(f"{method} has no rules: name the weights, such as rules=('blocks/.*/mixer/q',)")
+    known = weights(specs)
+    found = match(rules, known, f"rule of {method}")
+    for path in found:
+        reason = need(known[path])
+        if reason is not None:
+            raise UserError(f"{method} matches {path!r}, {reason}")
+    return found
+
+
+def not_a_matrix(weight) -> str | None:
+    """Why low-rank and per-channel methods cannot take a weight, or None."""
+    spec = spec_of(weight)
+    return None if spec.is_matrix else f"which is no matrix (shape {spec.shape}, n_in={spec.n_in})"
+
+
+def specs_of(params, n_in: int | Sequence[tuple[str, int]] = 1, n_stacked: int | Sequence[tuple[str, int]] = 0):
+    """Specs of somebody else's parameter tree, so that transforms can be planned on it.
+
+    n_in, n_stacked: one number for all arrays, or (regex, number) rules on their paths; an array alone does not say how many of its
+    dimensions are inputs, nor whether the first ones number layers. Arrays that a rule does not match, or of too few dimensions,
+    have none. Raises UserError for a rule that matches nothing.
+    """
+    shapes = {path: leaf.shape for path, leaf in paths(params).items()}
+
+    def numbers(setting) -> dict[str, int]:
+        return dict.fromkeys(shapes, setting) if isinstance(setting, int) else match(setting, shapes)
+
+    inputs, stacked = numbers(n_in), numbers(n_stacked)
+
+    def one(path: str, leaf) -> Spec:
+        outer, n = stacked.get(path, 0), inputs.get(path, 0)
+        n = n if outer + n < len(leaf.shape) else 0
+        return Spec(leaf.shape, (None,) * len(leaf.shape), dtype=leaf.dtype, n_in=n, n_stacked=outer)
+
+    return map_with_path(one, params)
