@@ -1,0 +1,162 @@
+"""The laws that every transform keeps, and what rules may not do."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxeff
+from jaxeff.core.errors import UserError
+from jaxeff.core.spec import Spec
+from jaxeff.core.tree import paths
+from jaxeff.mixers import GQA
+from jaxeff.models import LM, Block, Stage
+from jaxeff.transforms import TRANSFORMS, Int8, LoRA, chain, specs_of
+from tests.closeness import assert_close
+from tests.compiled import values
+
+KEY = jax.random.key(0)
+MODEL = LM(17, 16, (Stage((Block(GQA(n_heads=4, n_kv_heads=2)), "linear"), 2), Stage(("mha",), 1)), tied=False)
+TOKENS = np.random.default_rng(0).integers(0, 17, (2, 9)).astype(np.int32)
+EVERYWHERE = ((".*/mixer/(q|k|v)", 3), (".*/mixer/o", 4), ("blocks/0/mlp/(up|down)", 2), ("embed", 2), ("head", 2))
+METHODS = {
+    "lora": LoRA(EVERYWHERE),
+    "int8": Int8((".*/mixer/.*", ".*/mlp/(up|down)", "embed", "head")),
+    "both": chain(Int8((".*/mixer/.*", "embed", "head")), LoRA(EVERYWHERE)),
+    "none": chain(),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@functools.cache
+def plan(name):
+    return METHODS[name].plan(MODEL.specs())
+
+
+@functools.cache
+def lifted(name):
+    return plan(name).lift(values(MODEL, KEY), KEY)
+
+
+def noisy(tree):
+    """Something added to every number that is not a code, so that no part drops out of a comparison."""
+    r = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda x: x + (0.05 * r.standard_normal(x.shape)).astype(x.dtype) if x.dtype == jnp.float32 else x, tree
+    )
+
+
+@jax.jit
+def logits(params):
+    return MODEL.apply(params, TOKENS).y
+
+
+@every_method
+def test_values_have_the_structure_of_the_specs(name):
+    shape = lambda x: (x.shape, x.dtype)
+    assert jax.tree.map(shape, lifted(name)) == jax.tree.map(shape, jaxeff.abstract(plan(name).specs))
+    drawn = jaxeff.init(plan(name).specs, KEY)
+    assert jax.tree.map(shape, drawn) == jax.tree.map(shape, lifted(name))
+
+
+@every_method
+def test_merging_gives_plain_arrays_that_compute_the_same(name):
+    params = noisy(lifted(name))
+    merged = plan(name).merge(params)
+    assert jax.tree.structure(merged) == jax.tree.structure(values(MODEL, KEY))
+    assert_close(logits(merged), logits(params), 1e-5)
+
+
+@every_method
+def test_a_mesh_knows_every_leaf(name):
+    mesh = jaxeff.make_mesh(fsdp=2, tensor=2)
+    placed = jax.device_put(noisy(lifted(name)), jaxeff.shardings(plan(name).specs, mesh))
+    assert_close(jax.device_get(logits(placed)), jax.device_get(logits(noisy(lifted(name)))), 1e-5)
+
+
+def test_adapters_change_nothing_at_the_start():
+    assert np.array_equal(logits(lifted("lora")), logits(values(MODEL, KEY)))
+    base, both = Int8((".*/mixer/.*", "embed", "head")).plan(MODEL.specs()), lifted("both")
+    assert_close(logits(both), logits(base.lift(values(MODEL, KEY), KEY)), 1e-6)
+
+
+def test_base_values_are_those_of_the_plain_model():
+    plain, with_adapters = paths(values(MODEL, KEY)), paths(lifted("lora"))
+    for path, value in plain.items():
+        assert np.array_equal(value, with_adapters[f"{path}/base" if f"{path}/base" in with_adapters else path]), path
+
+
+def test_a_chain_uses_one_name_for_a_weight_whatever_it_has_become():
+    found = paths(plan("both").specs)
+    assert "blocks/0/mixer/q/base/codes" in found and "blocks/0/mixer/q/a" in found
+    assert found["blocks/0/mixer/q/a"].shape == (2, 16, 3) and found["blocks/0/mixer/q/b"].shape == (2, 3, 4, 4)
+    assert found["blocks/0/mixer/o/a"].shape == (2, 4, 4, 4) and found["blocks/0/mixer/o/a"].n_in == 2
+    assert found["blocks/0/mixer/q/a"].n_stacked == found["blocks/0/mixer/q/base/scale"].n_stacked == 1
+
+
+def test_what_trains():
+    trained = [path for path in paths(plan("both").specs) if plan("both").trains(path)]
+    assert trained and all(path.endswith(("/a", "/b")) for path in trained)
+    alone = [path for path in paths(plan("int8").specs) if plan("int8").trains(path)]
+    assert "norm/scale" in alone and not any(path.endswith(("codes", "/scale")) and "mixer/" in path for path in alone)
+
+
+@pytest.mark.parametrize(
+    ("transform", "says"),
+    [
+        (
+            Int8(("blocks/0/mixer/qq",)),
+            r"rule of Int8 'blocks/0/mixer/qq' matches no path; did you mean 'blocks/0/mixer/q'",
+        ),
+        (LoRA(((".*/q", 2), ("blocks/0/mixer/q", 4))), "matches only what rules before it took"),
+        (LoRA((("norm/scale", 2),)), r"LoRA matches 'norm/scale', which is no matrix \(shape \(16,\), n_in=0\)"),
+        (chain(LoRA(), Int8()), r"adapters stand on quantized weights: chain\(Int8\(...\), LoRA\(...\)\)"),
+        (chain(LoRA(), LoRA()), "which has an adapter already"),
+        (chain(Int8(), Int8()), "which is in eight bits already"),
+        (Int8(()), "Int8 has no rules"),
+        (Int8(("(",)), "not a regular expression"),
+    ],
+)
+def test_rules_and_orders_that_make_no_sense(transform, says):
+    with pytest.raises(UserError, match=says):
+        transform.plan(MODEL.specs())
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: LoRA((("q", 0),)), "rank of at least 1"),
+        (lambda: LoRA(("q",)), r"LoRA.rules are \(regex, rank\)"),
+        (lambda: LoRA(alpha=0.0), "LoRA.alpha must be above 0"),
+        (lambda: LoRA(dropout=1.0), "LoRA.dropout must lie in"),
+    ],
+)
+def test_impossible_settings(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_a_rank_is_what_the_weight_allows(caplog):
+    found = paths(LoRA((("blocks/0/mixer/k", 99),)).plan(MODEL.specs()).specs)
+    assert found["blocks/0/mixer/k/a"].shape == (2, 16, 8)
+    assert "blocks/0/mixer/k has rank 8 at most; 99 was asked for" in caplog.text
+
+
+def test_transforms_are_values():
+    for make in TRANSFORMS.values():
+        assert make() == make() and hash(make()) == hash(make())
+    assert dataclasses.replace(LoRA(), alpha=3.0) != LoRA()
+
+
+def test_somebody_elses_tree():
+    theirs = {"attn": {"kernel": jnp.ones((3, 8, 2, 4)), "bias": jnp.ones((3, 8))}, "out": jnp.ones((2, 4, 8))}
+    specs = specs_of(theirs, n_in=(("out", 2), (".*", 1)), n_stacked=(("attn/.*", 1),))
+    assert specs["attn"]["kernel"] == Spec((3, 8, 2, 4), (None,) * 4, dtype=jnp.dtype("float32"), n_in=1, n_stacked=1)
+    assert specs["attn"]["bias"].n_in == 0 and specs["out"].n_in == 2
+    found = chain(Int8(("attn/kernel",)), LoRA((("attn/kernel|out", 2),))).plan(specs)
+    params = found.lift(theirs, KEY)
+    assert params["out"].a.shape == (2, 4, 2) and params["attn"]["kernel"].b.shape == (3, 2, 2, 4)
+    assert_close(found.merge(params), theirs, 1e-6)
