@@ -114,7 +114,7 @@ def check_objective(experiment: Experiment, prepared, step: Step):
     if "validation" in prepared.splits:
         batch = next(iter(prepared.eval("validation")))
         sums = functools.partial(experiment.objective.sums, experiment.model)
-        check_score(experiment.objective, jax.eval_shape(sums, step.abstract.params, batch))
+        check_score(experiment.objective, jax.eval_shape(sums, step.abstract.weights, batch))
 
 
 class _Loop:
@@ -267,6 +267,7 @@ class _Loop:
             "tokens": self.tokens,
             "seconds": self.clock.seconds,
             "data": self.batches.get_state(),
+            "frozen": self.frozen,
         }
         usable = scores if scores and math.isfinite(scores[self.score.name]) else None
         with self.clock.waiting("save_wait"):
