@@ -13,11 +13,17 @@ from collections.abc import Sequence
 from jaxeff.core.errors import UserError
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong; the parsers of its subcommands are of its kind."""
+
+    def error(self, message: str):
+        """Ends the process."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="jaxeff", description="Efficient language models: train, evaluate, generate, compare."
-    )
+    top = Parser(prog="jaxeff", description="Efficient language models: train, evaluate, generate, compare.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     train = commands.add_parser("train", help="train a config, or go on where it was interrupted")
@@ -141,7 +147,7 @@ def bench(args: argparse.Namespace) -> None:
     """`jaxeff bench`."""
     from jaxeff.bench import registry
 
-    inner = argparse.ArgumentParser(prog="jaxeff bench")
+    inner = Parser(prog="jaxeff bench")
     registry.add_arguments(inner)
     options = vars(inner.parse_args(args.arguments))
     registry.run(options.pop("benchmark"), options.pop("json", None), **options)

@@ -194,11 +194,39 @@ def test_split_that_is_not_there(trained, capsys):
     assert "did you mean 'test'" in refused(capsys, "eval", "--workdir", trained, "--split", "tests")
 
 
-@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["eval", "--wrkdir", "x"], ["generate", "--seed", "y"]])
-def test_unknown_options(words, capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "jaxeff: error: the following arguments are required: COMMAND"),
+        ("trian", "jaxeff: error: argument COMMAND: invalid choice: 'trian'"),
+        ("train", "jaxeff train: error: the following arguments are required: CONFIG, --workdir"),
+        ("eval --wrkdir x", "jaxeff eval: error: the following arguments are required: --workdir"),
+        ("generate --seed y", "jaxeff generate: error: argument --seed: invalid int value: 'y'"),
+        ("bench trian", "jaxeff bench: error: argument NAME: invalid choice: 'trian'"),
+        ("bench generate --rounds x", "jaxeff bench generate: error: argument --rounds: invalid int value: 'x'"),
+        ("bench generate --sizes 256", "jaxeff bench: error: unrecognized arguments: --sizes 256"),
+    ],
+)
+def test_command_lines_that_cannot_be_read(words, said, capsys):
     with pytest.raises(SystemExit) as end:
-        main(words)
-    assert end.value.code == 2 and "Traceback" not in capsys.readouterr().err
+        main(words.split())
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith(said) and err.count("\n") == 1 and err.endswith(" --help\n"), err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generate --mixers gqq", "no mixer is called 'gqq'; did you mean 'gqa'?"),
+        ("generate --contexts 12a", "whole numbers with commas between, found '12a'"),
+        ("train --peer hff", "no peer is called 'hff'; did you mean 'hf'?"),
+        ("train --sizes 256", "a size is TIMExBATCH, such as 256x4; found '256'"),
+        ("train --d-model 12a", "whole numbers with commas between, found '12a'"),
+        ("train --dtype float31 --peer none", "no dtype is called 'float31'; did you mean"),
+    ],
+)
+def test_benchmarks_that_cannot_be(words, said, capsys):
+    assert said in refused(capsys, "bench", *words.split())
 
 
 def test_internal_errors_keep_their_traceback(config, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxeff.bench.lists import numbers
 from jaxeff.bench.record import record
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import init
@@ -26,7 +27,7 @@ def generate(
 
     The clock covers `tokens` decode steps in one jitted loop after a prefill outside it; the contexts take turns.
     """
-    lengths = [int(n) for n in contexts.split(",")]
+    lengths = numbers(contexts)
     clocks = {}
     for name in mixers.split(","):
         lm = LM(vocab_size=1024, d_model=d_model, stages=(Stage((Block(lookup(MIXERS, name, "mixer")()),), layers),))

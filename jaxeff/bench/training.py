@@ -9,10 +9,11 @@ import dataclasses
 
 import numpy as np
 
+from jaxeff.bench.lists import numbers, pairs
 from jaxeff.bench.peer import PROGRAMS, Peer
 from jaxeff.bench.record import record
 from jaxeff.bench.timing import MATMUL, PAUSE, matmul_clock
-from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.errors import lookup
 from jaxeff.core.precision import POLICIES
 from jaxeff.core.spec import count
 from jaxeff.data import TextData
@@ -77,7 +78,7 @@ def train(
     default $JAXEFF_PEER_PYTHON, else .venv-bench/bin/python, which `make bench-env` makes.
     """
     lookup(POLICIES, dtype, "dtype")
-    asked = [Size(width, *_pair(text)) for width in _numbers(d_model) for text in sizes.split(",")]
+    asked = [Size(width, *pair) for width in numbers(d_model) for pair in pairs(sizes)]
     rows, versions = [], {}
     lookup(PROGRAMS | {"none": None}, peer, "peer")
     with contextlib.nullcontext() if peer == "none" else Peer(peer, peer_python) as other:
@@ -174,17 +175,3 @@ def random_batch(size: Size) -> dict[str, np.ndarray]:
         "loss_mask": mask,
         "positions": np.broadcast_to(np.arange(size.time, dtype=np.int32), shape).copy(),
     }
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"expected whole numbers with commas between, found {text!r}") from None
-
-
-def _pair(text: str) -> tuple[int, int]:
-    parts = text.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise UserError(f"a size is TIMExBATCH, such as 256x4; found {text!r}")
-    return int(parts[0]), int(parts[1])
