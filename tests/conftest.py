@@ -1,4 +1,8 @@
-"""Settings that must hold before JAX starts: CPU, four virtual devices, no silent promotion of dtypes or ranks."""
+"""Settings that must hold before JAX starts: CPU, four virtual devices, no silent promotion of dtypes or ranks.
+
+Programs of most tests run for milliseconds and compile for seconds, so they are compiled quickly. Tests with the marker
+`shipped` run last, on programs that are optimised as a user's are.
+"""
 
 import os
 
@@ -6,16 +10,32 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 import jaxeff  # noqa: E402, F401  the flags that it adds must be there before a backend starts
+from tests.shipped import compile_as  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Programs here run for milliseconds and compile for seconds: the same programs, compiled quickly.
-jax.config.update("jax_disable_most_optimizations", True)
+compile_as(shipped=False)
 
 from hypothesis import settings  # noqa: E402
 
 # The same examples in every run, and no verdict on time: compilation makes the first example slow.
 settings.register_profile("jaxeff", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("jaxeff")
+
+
+def is_shipped(item) -> bool:
+    return item.get_closest_marker("shipped") is not None
+
+
+def pytest_collection_modifyitems(items):
+    """Shipped tests last, so that a worker changes its way of compiling once."""
+    items.sort(key=is_shipped)
+
+
+# A hook and no fixture: fixtures of a module or session are made before any of a function, and they compile too.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    compile_as(is_shipped(item))

@@ -27,6 +27,7 @@ def test_values_depend_on_key_and_path_alone():
     assert not equal(alone["a"], jaxeff.init({"a": SPECS["a"]}, jax.random.key(1))["a"])
 
 
+@pytest.mark.shipped
 @pytest.mark.parametrize("shape", [dict(), dict(fsdp=2, tensor=2), dict(data=2, tensor=2), dict(tensor=4)])
 def test_values_are_bit_equal_on_any_mesh(shape):
     specs, key = jaxeff.stack(SPECS, 3), jax.random.key(7)

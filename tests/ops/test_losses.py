@@ -120,6 +120,7 @@ def test_weight_node():
     assert_close(dict(value=value, a=grad.a, b=grad.b), dict(value=expected, a=dhead, b=dhead), 1e-5)
 
 
+@pytest.mark.shipped
 def test_never_holds_all_logits():
     b, t, d, v = 4, 512, 16, 16_384
     shapes = [((b, t, d), jnp.float32), ((v, d), jnp.float32), ((b, t), jnp.int32), ((b, t), jnp.float32)]
@@ -128,6 +129,7 @@ def test_never_holds_all_logits():
     assert jax.jit(g).lower(*arguments).compile().memory_analysis().temp_size_in_bytes < b * t * v * 4 / 3
 
 
+@pytest.mark.shipped
 def test_sharded_is_unsharded():
     """Rows over one axis, the vocabulary over the other."""
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
