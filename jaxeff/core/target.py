@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 import jax
 
+from jaxeff.core.errors import nearest
+
+PLATFORMS = ("cpu", "gpu", "tpu")
 _TARGET = jax.make_user_context(default_value=None)
 
 
@@ -19,6 +22,8 @@ def platform() -> str:
 
 @contextlib.contextmanager
 def lowering_for(name: str) -> Iterator[None]:
-    """Programs traced inside are for platform `name`."""
+    """Programs traced inside are for platform `name`. Raises ValueError for an unknown one."""
+    if name not in PLATFORMS:
+        raise ValueError(f"no platform is called {name!r}; {nearest(name, PLATFORMS)}")
     with _TARGET(name):
         yield

@@ -129,7 +129,10 @@ class GQA:
             if position_BT is None:
                 position_BT = cache.next_positions(state, segment_BT)
         q_BTHC, k_BTKC, v_BTKC = self._project(params, x_BTD, position_BT)
-        options = dict(causal=self.causal, window=self.window, scale=self.scale, softcap=self.softcap)
+        options = dict(
+            causal=self.causal, window=self.window, scale=self.scale, softcap=self.softcap,
+            partitioned=ctx.mesh is not None and ctx.mesh.size > 1,
+        )  # fmt: skip
         if state is None:
             # Order in the row is order in time, also when positions restart in each segment: blocks can be skipped.
             o_BTHC = attention(

@@ -32,6 +32,7 @@ def attention(
     positions_BT: jax.Array | None = None,
     kv_positions_BS: jax.Array | None = None,
     impl: str | None = None,
+    partitioned: bool = False,
 ) -> jax.Array:
     """o [B, T, H, E] in v's dtype; query head h reads kv head h // G (Ainslie et al. 2023), keys are never repeated.
 
@@ -43,16 +44,17 @@ def attention(
     float32.
 
     impl: "block" (any backend, O(T) memory), "splash" (TPU), "cudnn" (GPU, 16-bit), "reference" (O(T S) memory), or None:
-    the fastest whose conditions hold. Splash is a Pallas kernel, which the partitioner cannot split: with several devices it
-    is chosen only inside `shard_map`.
+    the fastest on the platform that the program is for (see `core.target`) whose conditions hold. partitioned: the program is
+    partitioned automatically over several devices: a kernel that cannot be split (splash) is not chosen, and asking for it is
+    an error, unless inside `shard_map`.
 
     Raises ValueError for shapes that do not fit, for a window that is no pair of integers from 0 or that looks ahead in
     causal attention, and for an `impl` that cannot serve this call, with the reason.
     """
     inputs = checked(Inputs(q_BTHC, k_BSKC, v_BSKE, positions_BT, kv_positions_BS, segment_ids_BT, kv_segment_ids_BS))
     options = options_of(inputs, causal, window, scale, softcap)
-    impl = choose(inputs, options) if impl is None else known(impl)
-    if impl in REASONS and (reason := REASONS[impl](inputs, options)):
+    impl = choose(inputs, options, partitioned) if impl is None else known(impl)
+    if impl in REASONS and (reason := REASONS[impl](inputs, options, partitioned)):
         raise ValueError(f"attention(impl={impl!r}) {reason}")
     return IMPLEMENTATIONS[impl](inputs, options)[0]
 
@@ -71,11 +73,12 @@ def attention_with_lse(
     positions_BT: jax.Array | None = None,
     kv_positions_BS: jax.Array | None = None,
     impl: str | None = None,
+    partitioned: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """(o [B, T, H, E], lse [B, T, H] in float32), lse = -inf for a query that sees nothing; arguments as in `attention`.
 
     Attention over disjoint sets i of keys merges exactly: lse = log sum_i exp(lse_i), o = sum_i exp(lse_i - lse) o_i. Both
-    outputs have gradients; those of a query that sees nothing are zero.
+    outputs have gradients; those of a query that sees nothing are zero. Both implementations can be split, whatever `partitioned`.
 
     Raises ValueError as `attention` does, and for an `impl` other than "block" and "reference".
     """
@@ -149,14 +152,14 @@ def band(causal: bool, window) -> tuple[int | None, int | None]:
     return left, right
 
 
-def choose(x: Inputs, options: Options) -> str:
-    """The fastest implementation for this backend whose conditions hold."""
+def choose(x: Inputs, options: Options, partitioned: bool) -> str:
+    """The fastest implementation whose conditions hold."""
     t = x.q.shape[1]
     if t == 1:
         return "reference"  # one query against a cache: its scores are O(S), and its keys are best read where they lie
-    if not why_not_splash(x, options):
+    if not why_not_splash(x, options, partitioned):
         return "splash"
-    if not why_not_cudnn(x, options) and (x.segments is None or t <= MASK_LIMIT):
+    if not why_not_cudnn(x, options, partitioned) and (x.segments is None or t <= MASK_LIMIT):
         return "cudnn"
     return "block"
 

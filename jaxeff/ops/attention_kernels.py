@@ -1,13 +1,14 @@
 """Attention by JAX's own kernels: splash attention (Pallas, TPU) and cuDNN's flash attention (GPU).
 
-Each has a `why_not_*`: the reason that it cannot serve a call, or None. Both serve self-attention with implicit positions,
-and return (o, None): they keep the log-sum-exp to themselves.
+Each has a `why_not_*`: the reason that it cannot serve a call, or None; partitioned: see `ops.attention.attention`. Both serve
+self-attention with implicit positions, and return (o, None): they keep the log-sum-exp to themselves.
 B batch, T time, H query heads, K kv heads, C head dim, E value dim.
 """
 
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.target import platform
 from jaxeff.ops.attention_block import Inputs, Options
 
 LANES = 128  # the TPU's vector width: splash needs sequences of a multiple of it
@@ -24,14 +25,14 @@ def not_self_attention(x: Inputs, options: Options) -> str | None:
     return None
 
 
-def why_not_splash(x: Inputs, options: Options) -> str | None:
+def why_not_splash(x: Inputs, options: Options, partitioned: bool) -> str | None:
     """Why splash attention cannot serve this call."""
-    if jax.default_backend() != "tpu":
-        return f"needs a TPU; the backend is {jax.default_backend()}"
+    if platform() != "tpu":
+        return f"needs a TPU; the program is for a {platform()}"
     if x.q.shape[1] % LANES:
         return f"needs a length of a multiple of {LANES}, found {x.q.shape[1]}"
-    if jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes:
-        return f"must stand inside jax.shard_map where there are several devices, found {jax.device_count()}"
+    if partitioned and not jax.sharding.get_abstract_mesh().manual_axes:
+        return "cannot be split: it must stand inside jax.shard_map where a program is partitioned over several devices"
     return not_self_attention(x, options)
 
 
@@ -66,10 +67,10 @@ def attention_splash(x: Inputs, options: Options, interpret: bool = False) -> tu
     return zero_padding(run(*heads_first, segments).swapaxes(1, 2), segments), None
 
 
-def why_not_cudnn(x: Inputs, options: Options) -> str | None:
-    """Why cuDNN's flash attention cannot serve this call."""
-    if jax.default_backend() != "gpu":
-        return f"needs an NVIDIA GPU; the backend is {jax.default_backend()}"
+def why_not_cudnn(x: Inputs, options: Options, partitioned: bool) -> str | None:
+    """Why cuDNN's flash attention cannot serve this call. The partitioner knows how to split it."""
+    if platform() != "gpu":
+        return f"needs an NVIDIA GPU; the program is for a {platform()}"
     (q, k, v), device = x[:3], jax.devices()[0]
     if "rocm" in device.client.platform_version.lower():
         return "needs an NVIDIA GPU; this one is AMD's"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.core.target import lowering_for
 from jaxeff.ops import attention_block
 from jaxeff.ops.attention import attention, attention_reference, attention_with_lse, band
 from jaxeff.ops.attention_block import Inputs, Options, plan
@@ -39,8 +40,7 @@ def with_gradients(f, q, k, v, do, **options):
 def all_gradients(impl, q, k, v, do, **options):
     """{"o", "lse", "q", "k", "v"}: both outputs and the gradients of sum(o * do) + sum(lse * dlse). lse = -inf shows as 99."""
 
-    # Compiling is the cost of these tests: code that the backend leaves unoptimised is ready in half the time.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def run(q, k, v, do):
         (o, lse), pull = jax.vjp(lambda *x: attention_with_lse(*x, impl=impl, **options), q, k, v)
         gradients = dict(zip("qkv", pull((do, dlse_of(do))), strict=True))
@@ -292,6 +292,7 @@ def test_no_gradient_from_unseen_keys(name, monkeypatch):
             assert np.array_equal(np.any(np.asarray(g) != 0, axis=(0, 2, 3)), see[t])
 
 
+@pytest.mark.shipped
 def test_memory_grows_with_time_not_its_square():
     def temporary(f, t):
         q = jax.ShapeDtypeStruct((1, t, 4, 16), jnp.float32)
@@ -359,20 +360,20 @@ def test_cudnn_arguments(name):
 def test_cudnn_sees_nothing_to_the_right(monkeypatch):
     """JAX's cuDNN attention has a left window only."""
     gpu = types.SimpleNamespace(client=types.SimpleNamespace(platform_version="CUDA"), compute_capability="9.0")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
     inputs = Inputs(*arrays(8, e=C, dtype=jnp.bfloat16)[:3])
-    assert "nothing to the right" in why_not_cudnn(inputs, static(causal=False, window=(2, 3)))
-    for options in (dict(), dict(causal=False), dict(window=(2, 0)), dict(causal=False, window=(2, 0))):
-        assert why_not_cudnn(inputs, static(**options)) is None
+    with lowering_for("gpu"):
+        assert "nothing to the right" in why_not_cudnn(inputs, static(causal=False, window=(2, 3)), False)
+        for options in (dict(), dict(causal=False), dict(window=(2, 0)), dict(causal=False, window=(2, 0))):
+            assert why_not_cudnn(inputs, static(**options), True) is None
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         (dict(impl="flash"), "no attention implementation is called 'flash'; did you mean 'splash'"),
-        (dict(impl="splash"), "needs a TPU; the backend is cpu"),
-        (dict(impl="cudnn"), "needs an NVIDIA GPU; the backend is cpu"),
+        (dict(impl="splash"), "needs a TPU; the program is for a cpu"),
+        (dict(impl="cudnn"), "needs an NVIDIA GPU; the program is for a cpu"),
         (dict(window=5), r"window must be \(left, right\), found 5; .*write window=\(4, 0\)"),
         (dict(window=(-1, 0)), r"two integers of at least 0, found \(-1, 0\)"),
         (dict(window=(2, -3), causal=False), r"two integers of at least 0, found \(2, -3\)"),
@@ -408,6 +409,7 @@ def test_errors_of_shape():
         attention(q[:, :, :3], k, v)
 
 
+@pytest.mark.shipped
 def test_sharded_is_unsharded():
     """Batch and heads over a mesh of 2 x 2: the partitioner splits the block form."""
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

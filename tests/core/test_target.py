@@ -1,0 +1,85 @@
+"""Implementations are chosen for the platform that a program is for, and for its mesh. T time, D model."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh
+
+import jaxeff
+from jaxeff.core.sharding import MESH_AXES
+from jaxeff.core.target import lowering_for, platform
+from jaxeff.mixers import GQA
+from jaxeff.mixers.base import Ctx
+from jaxeff.ops.attention import attention
+
+T, D = 256, 64
+KERNEL = "tpu_custom_call"
+ONE, MANY = (AbstractMesh((n, 1, 1, 1), MESH_AXES) for n in (1, 4))
+
+
+def lowered(platform, mesh=None, length=T):
+    """The text of a GQA's gradient, lowered for a platform."""
+    layer = GQA(D, n_heads=2)
+    x_BTD = jax.ShapeDtypeStruct((4, length, D), jnp.float32)
+    loss = lambda params, x_BTD: jnp.sum(layer.apply(params, x_BTD, ctx=Ctx(mesh=mesh)).y)
+    with lowering_for(platform):
+        traced = jax.jit(jax.grad(loss)).trace(jaxeff.abstract(layer.specs()), x_BTD)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("mesh", [None, ONE], ids=["no mesh", "mesh of one"])
+def test_a_tpu_gets_its_kernel(mesh):
+    assert KERNEL in lowered("tpu", mesh)
+
+
+@pytest.mark.parametrize("case", [("cpu", None, T), ("tpu", MANY, T), ("tpu", None, T + 1)], ids=str)
+def test_where_the_kernel_cannot_serve(case):
+    assert KERNEL not in lowered(*case)
+
+
+def on_heads(**options):
+    """Attention of one head, asked to be the kernel."""
+    x_BTHC = jax.ShapeDtypeStruct((4, T, 1, 32), jnp.float32)
+    return jax.jit(lambda x: attention(x, x, x, impl="splash", **options)), x_BTHC
+
+
+def test_a_kernel_that_cannot_be_split_is_refused():
+    f, x_BTHC = on_heads(partitioned=True)
+    with lowering_for("tpu"), pytest.raises(ValueError, match="cannot be split: it must stand inside jax.shard_map"):
+        f.trace(x_BTHC)
+
+
+def test_a_kernel_serves_inside_shard_map():
+    f, x_BTHC = on_heads(partitioned=True)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.P("data")
+    inside = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False))
+    with lowering_for("tpu"):
+        assert KERNEL in inside.trace(x_BTHC).lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_a_program_is_traced_anew_for_another_platform():
+    seen = []
+    f = jax.jit(lambda x: seen.append(platform()) or x)
+    f(1.0)
+    for name in ("tpu", "cpu"):
+        with lowering_for(name):
+            f.trace(1.0)
+            f.trace(1.0)
+    f(1.0)
+    assert seen == ["cpu", "tpu", "cpu"]
+
+
+def test_the_target_ends_with_its_block():
+    with pytest.raises(ZeroDivisionError), lowering_for("gpu"):
+        assert platform() == "gpu"
+        with lowering_for("tpu"):
+            assert platform() == "tpu"
+        assert platform() == "gpu"
+        raise ZeroDivisionError
+    assert platform() == jax.default_backend() == "cpu"
+
+
+def test_unknown_platform():
+    with pytest.raises(ValueError, match="no platform is called 'cuda'"), lowering_for("cuda"):
+        pass
