@@ -1,35 +1,15 @@
-"""The documentation is true: its Python runs, its `jaxeff` commands parse, its links and make targets exist."""
+"""The documentation is true: its Python runs, its `jaxeff` commands parse, their settings apply, links and targets exist."""
 
 import argparse
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from jaxeff.mixers.registry import MIXERS
+from tests.documented import ROOT, blocks, commands, name, run
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
-FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def name(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """(line number, text) of every fenced block in a language."""
-    text = page.read_text()
-    return [(text[: m.start()].count("\n") + 2, m[2]) for m in FENCE.finditer(text) if m[1] == language]
-
-
-def commands(page: Path, program: str) -> list[str]:
-    """The command lines of a page's `sh` blocks that start `program`, continued lines joined, comments dropped."""
-    lines = [line for _, text in blocks(page, "sh") for line in text.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if re.match(rf"(\w+=\S+ )*{program} ", line)]
-
-
 COMMANDS = sorted({line for page in PAGES for line in commands(page, "jaxeff")})
 
 
@@ -41,21 +21,26 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     namespace: dict = {"__name__": "docs"}
     try:
         for line, text in blocks(page, "python"):
-            # Blank lines before it put the page's own line number into a traceback.
-            exec(compile("\n" * (line - 1) + text, name(page), "exec"), namespace)
+            run(page, line, text, namespace)
     finally:
         MIXERS.clear()
         MIXERS.update(registry)
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_jaxeff_commands_parse(line):
-    from jaxeff.bench import registry
+def parsed(line: str) -> tuple[list[str], argparse.Namespace]:
+    """The words after `jaxeff`, and what the command line makes of them."""
     from jaxeff.cli import parser
 
     words = shlex.split(line, comments=True)
     words = words[words.index("jaxeff") + 1 :]
-    arguments = parser().parse_args(words)
+    return words, parser().parse_args(words)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_jaxeff_commands_parse(line):
+    from jaxeff.bench import registry
+
+    words, arguments = parsed(line)
     if words[0] == "bench":
         benchmark = argparse.ArgumentParser()
         registry.add_arguments(benchmark)
@@ -63,6 +48,16 @@ def test_jaxeff_commands_parse(line):
     for word in words:
         if word.startswith("configs/") and "X" not in word:
             assert (ROOT / word).is_file(), f"{word} is not there"
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "--set" in line])
+def test_settings_apply(line):
+    from jaxeff.train.config_file import load
+    from jaxeff.train.overrides import override
+
+    _, arguments = parsed(line)
+    before = load(ROOT / arguments.config)
+    assert arguments.set and override(before, arguments.set) != before, f"{line} changes nothing"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -1,5 +1,6 @@
-"""What every mixer of the registries must do. A new registry line gets all of these tests, with `Mixer(d_model=32)` unless
-SMALL names a smaller or sharper configuration; further configurations of one name are written `name/variant`.
+"""What every mixer of the registries must do, and the one that docs/architecture.md adds as its example. A new registry line
+gets all of these tests, with `Mixer(d_model=32)` unless SMALL names a smaller or sharper configuration; further configurations
+of one name are written `name/variant`.
 
 B batch, T time, D model. T is odd and crosses the recurrences' chunk of 64 tokens, and every window and cache used here.
 """
@@ -18,6 +19,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 import jaxeff
 from jaxeff.core.sharding import MESH_AXES, RULES, pspec
 from jaxeff.core.spec import Spec
+from jaxeff.core.target import lowering_for
 from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.linear_attention import LinearAttention
@@ -25,7 +27,9 @@ from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.models import LM, Block, Stage
+from jaxeff.ops.attention_kernels import LANES
 from tests.closeness import assert_close
+from tests.documented import ROOT, defined
 
 QKVO = ("q", "k", "v", "o")
 SMALL = {
@@ -43,7 +47,7 @@ SMALL = {
     "mlp": MLP(16, d_hidden=24),
     "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", biases=("up", "down")),
 }
-REGISTERED = MIXERS | CHANNEL_MIXERS
+REGISTERED = MIXERS | CHANNEL_MIXERS | {"decay": defined(ROOT / "docs/architecture.md", "Decay")}
 CASES = {name: SMALL.get(name) or make(d_model=32) for name, make in REGISTERED.items()}
 CASES |= {name: mixer for name, mixer in SMALL.items() if "/" in name}
 
@@ -58,14 +62,11 @@ F32 = 1e-5
 # bfloat16 keeps 8 bits, 2^-9 = 2e-3 a rounding; four roundings in a row, and sums of squares of them in the features.
 BF16 = 2e-2
 
-# Arrays are tiny and compilations many: machine code is not worth optimising here (the graph still is).
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 every_mixer = pytest.mark.parametrize("name", CASES)
 every_registered = pytest.mark.parametrize("name", REGISTERED)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def initial(layer):
     return jaxeff.init(layer.specs(), jax.random.key(0))
 
@@ -86,7 +87,7 @@ def inputs(name, seed=2, batch=B):
     return np.random.default_rng(seed).standard_normal((batch, T, CASES[name].d_model)).astype(np.float32)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def apply(mixer, params, x_BTD, segment_ids_BT=None, state=None):
     return mixer.apply(params, x_BTD, state, ctx=Ctx(segment_ids=segment_ids_BT))
 
@@ -117,18 +118,19 @@ def steps(name, x_BTD, state):
     return np.concatenate(outputs, axis=1), state
 
 
-@functools.partial(jit, static_argnums=0)
-def output_and_gradients(mixer, params, x_BTD, segment_ids_BT):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def output_and_gradients(mixer, params, x_BTD, segment_ids_BT, mesh=None):
     """y, and the gradients of sum(sin(y)) for parameters and input."""
 
     def loss(params, x_BTD):
-        y_BTD = mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT)).y
+        y_BTD = mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT, mesh=mesh)).y
         return jnp.sum(jnp.sin(y_BTD)), y_BTD
 
     gradients, y_BTD = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x_BTD)
     return y_BTD, gradients
 
 
+@pytest.mark.shipped
 @every_mixer
 def test_shapes_and_finite_gradients(name):
     x_BTD = inputs(name)
@@ -150,7 +152,7 @@ def test_works_alone_and_jitted_is_plain(name):
     assert_close(jitted, plain, F32)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def input_gradients(mixer, params, x_BTD, segment_ids_BT, times):
     """d sum(y_t * r) / d x for each of `times`: [len(times), B, T, D]."""
     run = lambda x_BTD: mixer.apply(params, x_BTD, ctx=Ctx(segment_ids=segment_ids_BT)).y
@@ -160,6 +162,7 @@ def input_gradients(mixer, params, x_BTD, segment_ids_BT, times):
     return jax.vmap(lambda mask_BTD: pullback(mask_BTD * r_BTD)[0])(at)
 
 
+@pytest.mark.shipped
 @every_mixer
 def test_gradients_never_come_from_the_future_or_another_segment(name):
     times = np.array([0, 1, 7, 31, 39, 40, 41, 63, 64, T - 1])
@@ -175,6 +178,7 @@ def test_gradients_never_come_from_the_future_or_another_segment(name):
             assert np.all(gradient[:, :t] == 0), f"a channel mixer's output {t} depends on another token"
 
 
+@pytest.mark.shipped
 @every_mixer
 def test_the_whole_is_its_halves_and_its_tokens(name):
     x_BTD = inputs(name)
@@ -271,17 +275,24 @@ def test_axes_are_known_and_do_not_collide(name):
 
 @every_mixer
 def test_lowers_for_a_mesh_of_32_devices(name):
+    """What a TPU would run: kernels and products of its own, at a length that kernels take."""
     mesh = AbstractMesh((1, 16, 2, 1), MESH_AXES)
     shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     specs = CASES[name].specs()
     params = jax.tree.map(shape, jaxeff.abstract(specs), jaxeff.shardings(specs, mesh))
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
-    x_BTD = jax.ShapeDtypeStruct((16, T, CASES[name].d_model), jnp.float32, sharding=rows)
-    ids_BT = jax.ShapeDtypeStruct((16, T), jnp.int32, sharding=rows)
-    traced = output_and_gradients.trace(CASES[name], params, x_BTD, ids_BT)
-    assert "mhlo.num_partitions = 32" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    x_BTD = jax.ShapeDtypeStruct((16, 2 * LANES, CASES[name].d_model), jnp.float32, sharding=rows)
+    ids_BT = jax.ShapeDtypeStruct((16, 2 * LANES), jnp.int32, sharding=rows)
+    with lowering_for("tpu"):
+        traced = output_and_gradients.trace(CASES[name], params, x_BTD, ids_BT, mesh)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "mhlo.num_partitions = 32" in text
+    assert "tpu_custom_call" not in text or "sdy.manual_computation" in text, (
+        "a kernel that the partitioner cannot split"
+    )
 
 
+@pytest.mark.shipped
 @every_mixer
 def test_sharded_is_unsharded(name):
     mesh = jaxeff.make_mesh(fsdp=2, tensor=2)
@@ -318,7 +329,7 @@ def model(name, **options):
     return LM(12, mixer.d_model, (Stage((block,), 2),), **options)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def model_loss_and_gradients(lm, params, tokens_BT):
     return jax.value_and_grad(lambda params: jnp.mean(jnp.sin(lm.apply(params, tokens_BT).y)))(params)
 
@@ -330,7 +341,7 @@ def test_scanned_and_recomputed_layers_are_plain_layers(name):
     assert_close(model_loss_and_gradients(model(name, scan=True, remat="full"), params, tokens_BT), plain, F32)
 
 
-@functools.partial(jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def fit(lm, params, tokens_BT, n_steps):
     """Loss on the second half of the text before each of `n_steps` steps of Adam."""
     optimizer = optax.adam(optax.linear_schedule(1e-2, 0.0, n_steps))
