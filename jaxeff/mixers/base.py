@@ -35,6 +35,13 @@ class Shared(Mapping):
             raise UserError(f"no layer before this one shares {name!r}; {nearest(name, self._values)}")
         return self._values[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, or `default` where no layer before this one shares it."""
+        return self._values.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 

@@ -180,7 +180,7 @@ class Stack:
             # Under a scan the compiler cannot merge the recomputation with the forward pass anyway.
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not scanned)
         if scanned:
-            x_BTD, (states, _, aux) = jax.lax.scan(body, x_BTD, (layers, states, repeat_R))
+            x_BTD, (states, _, aux) = jax.lax.scan(body, x_BTD, (layers, states, repeat_R), length=repeats)
             return Out(x_BTD, states, {}, aux)
         found = []
         for layer in _unstack((layers, states, repeat_R), repeats):
