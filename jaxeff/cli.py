@@ -35,6 +35,7 @@ def parser() -> Parser:
 
     evaluate = commands.add_parser("eval", help="loss, perplexity and bits per byte of a trained model")
     evaluate.add_argument("--split", default="validation", help="train, validation (default) or test")
+    _config(evaluate)
     _workdir(evaluate)
 
     generate = commands.add_parser("generate", help="sample text from a trained model")
@@ -45,6 +46,7 @@ def parser() -> Parser:
     generate.add_argument("--top-p", type=float)
     generate.add_argument("--min-p", type=float)
     generate.add_argument("--seed", type=int, default=0)
+    _config(generate)
     _workdir(generate)
 
     ablate = commands.add_parser("ablate", help="compare models at equal size, with seeds and intervals")
@@ -59,6 +61,20 @@ def parser() -> Parser:
 
 def _workdir(command: argparse.ArgumentParser):
     command.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+
+
+def _config(command: argparse.ArgumentParser):
+    command.add_argument(
+        "--config", metavar="CONFIG", help="the run's config file, where it defines classes of its own"
+    )
+
+
+def _define(config: str | None) -> None:
+    """Makes the classes of a config file known; nothing that a workdir holds is ever run."""
+    if config is not None:
+        from jaxeff.train.config_file import load
+
+        load(config)
 
 
 # What the weights of an objective's sums count, where a person wants to know.
@@ -93,6 +109,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from jaxeff.train.progress import shown
     from jaxeff.train.trained import load_trained
 
+    _define(args.config)
     with shown() as report:
         run = load_trained(args.workdir, report)
         e = run.experiment
@@ -115,6 +132,7 @@ def generate(args: argparse.Namespace) -> None:
 
     if any("\ud800" <= character <= "\udfff" for character in args.prompt):
         raise UserError("the prompt is not UTF-8")
+    _define(args.config)
     run = load_trained(args.workdir, Silent())
     tokenizer = run.prepared.tokenizer
     ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]

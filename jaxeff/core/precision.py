@@ -1,8 +1,8 @@
 """Which number format is used where.
 
 Parameters live in `param`; activations and matrix products run in `compute`; norms, softmax, log-decays, cumulative sums,
-discretisation, rotary angles and losses are float32 whatever the policy, and `reduce` is the dtype of gradient sums.
-Decays are kept as logarithms, and no positive sum is ever exponentiated.
+discretisation, rotary angles and losses are float32 whatever the policy. Gradients come in the parameters' dtype and are summed
+over micro-batches in `reduce`. Decays are kept as logarithms, and no positive sum is ever exponentiated.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Names of the dtypes of parameters, of computation, and of reductions over micro-batches and devices."""
+    """Names of the dtypes of parameters, of computation, and of sums of gradients over micro-batches."""
 
     param: str = "float32"
     compute: str = "float32"

@@ -53,7 +53,7 @@ def train(part: Part, workdir: Path, prepared: Prepared, progress: Progress) -> 
 
     A run of the sweep is deleted once it is evaluated; a final one stays, to be evaluated further or to generate from.
 
-    Raises Stopped on SIGTERM and SIGINT, after saving; UserError when a final run diverges.
+    Raises Stopped on SIGTERM and SIGINT, after saving; UserError as `fit` does.
     """
     begun, e = time.perf_counter(), part.experiment
     with on_signal() as stop:

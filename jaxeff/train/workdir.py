@@ -9,8 +9,6 @@ import contextlib
 import fcntl
 import json
 import os
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from typing import Any
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import refusals, write_text
 from jaxeff.train.circumstances import circumstances
-from jaxeff.train.config_file import CONFIG_MODULE
 from jaxeff.train.config_json import diff, from_json, to_json
 from jaxeff.train.experiment import FREE, Experiment
 
@@ -61,17 +58,15 @@ def read_run(workdir) -> dict[str, Any] | None:
 
 
 def stored_experiment(workdir) -> Experiment:
-    """The experiment that was trained in `workdir`. Raises UserError when there is none."""
+    """The experiment that was trained in `workdir`, made of types that are already there: nothing stored is run.
+
+    Raises UserError when there is none, or when it names a type that is not there.
+    """
     run = read_run(workdir)
     if run is None:
         raise UserError(
             f"{workdir} holds no training run (no run.json); train first: jaxeff train CONFIG --workdir {workdir}"
         )
-    for name, source in run.get("config_sources", {}).items():
-        # Classes that the config file itself defined.
-        if name not in sys.modules:
-            sys.modules[name] = types.ModuleType(name)
-            exec(compile(source, f"{name}.py", "exec"), sys.modules[name].__dict__)
     return from_json(run["config"])
 
 
@@ -97,24 +92,10 @@ def describe(experiment: Experiment, prepared, mesh) -> dict[str, Any]:
     """A new run.json."""
     return {
         "config": to_json(experiment),
-        "config_sources": _config_sources(experiment),
         "corpus": prepared.fingerprint,
         "data": prepared.statistics,
         "starts": [circumstances(0, mesh)],
     }
-
-
-def _config_sources(experiment: Experiment) -> dict[str, str]:
-    names = {value.rpartition(".")[0] for value in _types(to_json(experiment))}
-    names = {name for name in names if name.startswith(CONFIG_MODULE)}
-    return {name: Path(sys.modules[name].__file__).read_text() for name in sorted(names)}
-
-
-def _types(data):
-    if isinstance(data, dict):
-        yield data["type"]
-    for item in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
-        yield from _types(item)
 
 
 class Metrics:

@@ -101,9 +101,25 @@ def test_classes_of_a_config_file_are_found_again(prepared, tmp_path, monkeypatc
     e = load(path)
     fit(e, tmp_path / "w", prepared=prepared)
     monkeypatch.delitem(sys.modules, type(e.objective).__module__)
-    path.unlink()
+    with pytest.raises(
+        UserError, match="names 'jaxeff_config_.*Own', which is not there.* name that file: --config FILE"
+    ):
+        stored_experiment(tmp_path / "w")
+    load(path)
     again = stored_experiment(tmp_path / "w")
     assert again.objective.extra == 4 and diff(again, e) == []
+
+
+def test_nothing_that_a_workdir_holds_is_run(whole, prepared, tmp_path):
+    record = read_run(whole[1])
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    record["config_sources"] = {"jaxeff_config_x": trap.read_text()}
+    record["config"]["objective"]["type"] = "trap.Own"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="names 'trap.Own', which is not there"):
+        stored_experiment(tmp_path)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_sizes_of_data_and_model(prepared, tmp_path):
