@@ -16,6 +16,7 @@ from jaxeff.data.text_files import Text
 from jaxeff.data.tokenizers import Bytes, SentencePiece
 
 __all__ = [
+    "Copy",
     "Bytes",
     "Data",
     "Grammar",
