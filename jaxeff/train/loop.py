@@ -38,6 +38,7 @@ from jaxeff.train.workdir import (
     locked,
     read_metrics,
     read_run,
+    trained,
 )
 
 
@@ -80,6 +81,8 @@ def fit(
         if jax.process_index() == 0:
             stack.enter_context(locked(workdir))
         run = read_run(workdir)
+        if run is not None and not trained(workdir):
+            run = None  # a start that came to nothing binds nobody
         if run is not None:
             check_config(run, experiment, workdir)
         prepared = experiment.data.prepare(report=report.stage) if prepared is None else prepared

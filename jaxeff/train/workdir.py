@@ -57,6 +57,11 @@ def read_run(workdir) -> dict[str, Any] | None:
     return run
 
 
+def trained(workdir) -> bool:
+    """Whether a workdir holds anything of a run: a logged step or a checkpoint."""
+    return bool(read_metrics(workdir)) or any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+
+
 def stored_experiment(workdir) -> Experiment:
     """The experiment that was trained in `workdir`, made of types that are already there: nothing stored is run.
 

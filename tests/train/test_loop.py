@@ -110,6 +110,17 @@ def test_classes_of_a_config_file_are_found_again(prepared, tmp_path, monkeypatc
     assert again.objective.extra == 4 and diff(again, e) == []
 
 
+def test_a_start_that_came_to_nothing_does_not_spend_the_workdir(prepared, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxeff.train.loop.put", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(experiment("train.steps=2"), tmp_path, prepared=prepared)
+    assert (tmp_path / "run.json").exists()
+    assert fit(experiment("train.steps=3"), tmp_path, prepared=prepared).step == 3
+    with pytest.raises(UserError, match="another config"):
+        fit(experiment("train.steps=4"), tmp_path, prepared=prepared)
+
+
 def test_nothing_that_a_workdir_holds_is_run(whole, prepared, tmp_path):
     record = read_run(whole[1])
     trap = tmp_path / "trap.py"
