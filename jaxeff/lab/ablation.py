@@ -19,6 +19,9 @@ from jaxeff.train.config_file import call
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.overrides import replaced
 
+# Fields that the protocol itself sets in every run, and by which of its own.
+PROTOCOL = {"optim.lr": "lrs", "seed": "seeds", "data.seed": "seeds"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -37,6 +40,11 @@ class Variant:
             )
         changes = self.changes.items() if isinstance(self.changes, Mapping) else self.changes
         object.__setattr__(self, "changes", tuple(changes))
+        for path, _ in self.changes:
+            if path in PROTOCOL:
+                raise UserError(
+                    f"variant {self.name!r} sets {path}, which the ablation's {PROTOCOL[path]} set for all variants"
+                )
 
 
 def stages(name: str, *pattern: Block | Tied | str) -> Variant:
@@ -115,16 +123,22 @@ class Ablation:
         if self.match == "none" or name == self.baseline:
             return changed, None
         target = count(self._changed(self.baseline).specs)
-        if abs(count(changed.specs) / target - 1) == 0:
+        if count(changed.specs) == target:
             return changed, None
         return match(changed, target, self.tolerance, self.vary, f"model {name!r}")
 
     def _changed(self, name: str) -> Experiment:
         changes = next(variant.changes for variant in self.variants if variant.name == name)
         try:
-            return replaced(self.base, changes)
+            changed = replaced(self.base, changes)
         except UserError as error:
             raise UserError(f"variant {name!r}: {error}") from None
+        theirs, ours = changed.objective.score, self.base.objective.score
+        if theirs != ours:
+            raise UserError(
+                f"variant {name!r} follows the score {theirs.name!r}, the base {ours.name!r}: rows must share one"
+            )
+        return changed
 
     def words(self, name: str) -> str:
         """What a variant changes, in words: `MQA(n_heads=4)`, `optim.name='muon'`."""

@@ -34,7 +34,7 @@ class Train:
 
     accumulate: micro-batches a batch is computed in. log_every, eval_every, save_every: None for never (the last step is always
     evaluated and saved). eval_batches: how much of the validation split, None for all of it. keep: newest checkpoints kept beside
-    the best one (by bits per byte, among those saved at an evaluated step). max_bad_steps: non-finite steps in a row after
+    the best one (by the objective's score, among those saved at an evaluated step). max_bad_steps: non-finite steps in a row after
     which the run stops. init_from: the workdir of another run whose weights this one starts with. tensorboard: also write
     event files (needs `jaxeff[tensorboard]`).
     """

@@ -221,6 +221,12 @@ def test_a_variant_is_any_change_to_the_experiment():
     [
         ({"optim.nmae": "muon"}, "variant 'other': .*optim.nmae: Optim has no field 'nmae'; did you mean 'name'"),
         ({"optim.name": "mion"}, "variant 'other': .*no optimizer is called 'mion'; did you mean 'muon'"),
+        (
+            {"objective.follow": "accuracy"},
+            "follows the score 'accuracy', the base 'bits_per_byte': rows must share one",
+        ),
+        ({"optim.lr": 0.1}, "variant 'other' sets optim.lr, which the ablation's lrs set for all variants"),
+        ({"data.seed": 1}, "sets data.seed, which the ablation's seeds set"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_before_any_work(tmp_path, changes, says):
