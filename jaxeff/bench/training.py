@@ -18,13 +18,13 @@ from jaxeff.core.precision import POLICIES
 from jaxeff.core.spec import count
 from jaxeff.data import TextData
 from jaxeff.evaluate.timing import alternate, seconds, summary
+from jaxeff.lab.measure import Training
 from jaxeff.mixers.gqa import GQA
 from jaxeff.mixers.mlp import MLP
 from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
 from jaxeff.models.stack import Stage
 from jaxeff.train.experiment import Experiment, Train
-from jaxeff.train.step import make_step, put, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,20 +148,10 @@ def _row(size: Size, times: dict[str, tuple[float, float]]) -> dict:
 
 
 def step_clock(size: Size, dtype: str):
-    """A clock of one training step of ours on a batch of one segment a row, the form that the loop runs."""
-    experiment = Experiment(
-        size.lm, TextData(seq_len=size.time, batch_size=size.batch), train=Train(steps=1000), precision=dtype
-    )
-    step = make_step(experiment)
-    batch = put(random_batch(size), step.mesh)
-    state = start(experiment, step)
-
-    def once():
-        nonlocal state
-        state, metrics = step.step(state, batch)
-        return state, metrics
-
-    return lambda: seconds(once)
+    """A clock of one training step of ours on a batch of one segment a row."""
+    data = TextData(seq_len=size.time, batch_size=size.batch)
+    job = Training(Experiment(size.lm, data, train=Train(steps=1000), precision=dtype), random_batch(size))
+    return lambda: seconds(job.run)
 
 
 def random_batch(size: Size) -> dict[str, np.ndarray]:

@@ -21,32 +21,31 @@ STEPS_PER_TURN = 3
 
 
 class Training:
-    """A compiled training step with its state, to be timed on one batch that is already on the device."""
+    """A compiled training step with its state, to be timed on one batch that is already on the device, `steps` a turn."""
 
-    def __init__(self, experiment: Experiment, batch: Mapping[str, Any]):
-        step = make_step(experiment)
-        self.batch = put(batch, step.mesh)
-        self.state = start(experiment, step)
-        self.n_tokens = int((batch["segment_ids"] > 0).sum())
-        self.flops = flops(step.step, step.abstract, jax.eval_shape(lambda: self.batch))
-        self.compiled = step.step.lower(self.state, self.batch).compile()
+    def __init__(self, experiment: Experiment, batch: Mapping[str, Any], steps: int = 1):
+        self.steps = steps
+        self.step = make_step(experiment)
+        self.batch = put(batch, self.step.mesh)
+        self.state = start(experiment, self.step)
+        self.compiled = self.step.step.lower(self.state, self.batch).compile()
 
     def run(self) -> None:
-        """A few steps; blocks until the last one is done."""
-        for _ in range(STEPS_PER_TURN):
+        """One turn; blocks until its last step is done."""
+        for _ in range(self.steps):
             self.state, metrics = self.compiled(self.state, self.batch)
-        jax.block_until_ready(metrics)
+        jax.block_until_ready((self.state, metrics))
 
     def costs(self, seconds: float) -> dict[str, Any]:
         """The results, given the median seconds of a turn."""
-        positions = self.batch["tokens"].size
-        found = memory(self.compiled)
+        found = flops(self.step.step, self.step.abstract, jax.eval_shape(lambda: self.batch))
+        positions, tokens = self.batch["tokens"].size, int((self.batch["segment_ids"] > 0).sum())
         return {
-            "tokens_per_s": STEPS_PER_TURN * self.n_tokens / seconds,
-            "flops_per_token": self.flops["total"] / positions,
-            "matmul_flops_per_token": self.flops["matmul"] / positions,
-            "uncounted": self.flops["uncounted"],
-            "memory": found,
+            "tokens_per_s": self.steps * tokens / seconds,
+            "flops_per_token": found["total"] / positions,
+            "matmul_flops_per_token": found["matmul"] / positions,
+            "uncounted": found["uncounted"],
+            "memory": memory(self.compiled),
         }
 
 
@@ -66,7 +65,7 @@ def measure(
     training, decoding = {}, {}
     for name, experiment in experiments.items():
         report(f"compiling the step of {name}", len(training) + len(decoding), total)
-        training[name] = Training(experiment, batches[name])
+        training[name] = Training(experiment, batches[name], STEPS_PER_TURN)
         for context in contexts:
             report(f"compiling decoding of {name} at {context}", len(training) + len(decoding), total)
             # The state is donated step by step; decoding needs weights of its own, and any will do.

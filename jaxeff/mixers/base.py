@@ -21,6 +21,7 @@ from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.core.sharding import RULES, Rules, constrain
 from jaxeff.core.spec import Spec, zeros
 from jaxeff.core.weight import einsum
+from jaxeff.ops.segments import Row, Tokens, tokens
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -86,6 +87,10 @@ class Ctx:
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """x laid out on the mesh by its logical axes; x itself where there is no mesh."""
         return constrain(x, axes, self.mesh, self.rules)
+
+    def tokens(self, x_BTD: jax.Array, row: Row | None = None) -> tuple[Tokens, Row | None]:
+        """What segment ids and positions say of these tokens, and the row of the state after them; see `ops.segments`."""
+        return tokens(x_BTD.shape[:2], self.segment_ids, self.positions, row)
 
     def fold(self, name: str | int | jax.Array) -> "Ctx":
         """The same with the key of the part called `name`, or number `name`: parts draw different random numbers."""
@@ -156,15 +161,6 @@ def at_least_one(part, *names: str) -> None:
         value = getattr(part, name)
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{type(part).__name__}.{name} must be at least 1, found {value}")
-
-
-def segment_ids(ctx: Ctx, shape_BT: tuple[int, int], last_B: jax.Array | None = None) -> jax.Array:
-    """The segment ids of this call; by default one segment, which goes on from `last_B`, the state's last non-zero id."""
-    if ctx.segment_ids is not None:
-        return ctx.segment_ids
-    if last_B is None:
-        return jnp.ones(shape_BT, jnp.int32)
-    return jnp.broadcast_to(jnp.maximum(last_B, 1)[:, None], shape_BT)
 
 
 def biased(specs: dict[str, Spec], names: tuple[str, ...], part) -> dict[str, Spec]:

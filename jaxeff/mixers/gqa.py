@@ -10,12 +10,11 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
 from jaxeff.mixers import cache
-from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, segment_ids, width
+from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 from jaxeff.mixers.cache import Cache
 from jaxeff.mixers.heads import head_count, head_width
 from jaxeff.mixers.norm import Norm
@@ -123,12 +122,8 @@ class GQA:
     def apply(self, params, x_BTD: jax.Array, state: Cache | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """A cache without window holds `max_len` tokens: one more overwrites the oldest, so size it for the whole text.
         Raises ValueError for a prompt that is longer than the cache."""
-        segment_BT, position_BT = ctx.segment_ids, ctx.positions
-        if state is not None:
-            segment_BT = segment_ids(ctx, x_BTD.shape[:2], state.last_segment)
-            if position_BT is None:
-                position_BT = cache.next_positions(state, segment_BT)
-        q_BTHC, k_BTKC, v_BTKC = self._project(params, x_BTD, position_BT)
+        tokens, row = ctx.tokens(x_BTD, None if state is None else state.row)
+        q_BTHC, k_BTKC, v_BTKC = self._project(params, x_BTD, tokens.position)
         options = dict(
             causal=self.causal, window=self.window, scale=self.scale, softcap=self.softcap,
             partitioned=ctx.mesh is not None and ctx.mesh.size > 1,
@@ -137,22 +132,22 @@ class GQA:
             # Order in the row is order in time, also when positions restart in each segment: blocks can be skipped.
             o_BTHC = attention(
                 q_BTHC, k_BTKC, v_BTKC, **options, impl=self.impl,
-                segment_ids_BT=segment_BT, kv_segment_ids_BS=segment_BT,
+                segment_ids_BT=tokens.segment, kv_segment_ids_BS=tokens.segment,
             )  # fmt: skip
             return Out(project(params, "o", "bthc,hcd->btd", o_BTHC))
 
         if self.window is None and x_BTD.shape[1] > state.slots:
             raise ValueError(f"{x_BTD.shape[1]} tokens do not fit a cache of max_len={state.slots}")
-        new = ({"k": k_BTKC, "v": v_BTKC}, position_BT, segment_BT)
-        written = cache.write(state, *new)
+        kv = {"k": k_BTKC, "v": v_BTKC}
+        written = cache.write(state, kv, tokens, row)
         # One token overwrites exactly the slot that leaves the window. Several may overwrite keys that the first of
         # them still needs, so these see the old ring and the new keys side by side.
         ring = self.window is not None and x_BTD.shape[1] > 1
-        seen = cache.beside(state, *new) if ring else written
+        seen = cache.beside(state, kv, tokens) if ring else written
         o_BTHC = attention(
             q_BTHC, *(seen.values[name].astype(q_BTHC.dtype) for name in "kv"), **options,
-            segment_ids_BT=segment_BT, kv_segment_ids_BS=seen.segment,
-            positions_BT=position_BT, kv_positions_BS=seen.position,
+            segment_ids_BT=tokens.segment, kv_segment_ids_BS=seen.segment,
+            positions_BT=tokens.position, kv_positions_BS=seen.position,
         )  # fmt: skip
         return Out(project(params, "o", "bthc,hcd->btd", o_BTHC), written)
 
@@ -165,8 +160,6 @@ class GQA:
                 y_BTHC = self.qk_norm.apply(params[f"{name}_norm"], y_BTHC, 1 if self.qk_norm_over == "head" else 2)
             return y_BTHC if self.rope is None else rope(y_BTHC, position_BT, self.rope)
 
-        if position_BT is None:
-            position_BT = jnp.arange(x_BTD.shape[1], dtype=jnp.int32)[None]
         return head("q"), head("k"), head("v")
 
 

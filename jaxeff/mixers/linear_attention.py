@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
-from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, segment_ids, width
+from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 from jaxeff.mixers.heads import head_count, head_width
 from jaxeff.ops.gated_linear import gated_linear
 from jaxeff.ops.norm import rms_norm
-from jaxeff.ops.segments import segment_starts
+from jaxeff.ops.segments import Row, empty_row, zero_padding
 
 # Below this the normaliser is taken for it: features that are all zero (relu) give 0, not NaN.
 FLOOR = 1e-6
@@ -58,10 +58,10 @@ FEATURES = {"elu": elu, "relu": relu, "softmax": softmax, "taylor2": taylor2}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearState:
-    """S and, as its last value column where there is a normaliser, z: float32 [B, H, N, C (+ 1)]; the last segment id [B]."""
+    """S and, as its last value column where there is a normaliser, z: float32 [B, H, N, C (+ 1)]."""
 
     S: jax.Array
-    segment: jax.Array
+    row: Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,33 +132,26 @@ class LinearAttention:
     def init_state(self, batch: int, max_len: int, dtype) -> LinearState:
         """An empty state; float32 whatever `dtype`, and as large for any `max_len`."""
         S_BHNC = jnp.zeros((batch, self.heads, self.features, self.head + self.normalise), jnp.float32)
-        return LinearState(S_BHNC, jnp.zeros((batch,), jnp.int32))
+        return LinearState(S_BHNC, empty_row(batch))
 
     def apply(self, params, x_BTD: jax.Array, state: LinearState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
-        S_BHNC, last_B, valid_BT, reset_BT = None, None, None, None
-        if state is not None:
-            S_BHNC, last_B = state.S, state.segment
-        if state is not None or ctx.segment_ids is not None:
-            last_B = jnp.zeros(x_BTD.shape[:1], jnp.int32) if last_B is None else last_B
-            valid_BT, reset_BT, last_B = segment_starts(segment_ids(ctx, x_BTD.shape[:2], last_B), last_B)
-        if ctx.segment_ids is None:
-            valid_BT, reset_BT = None, None  # one segment, which goes on: nothing to mask
+        S_BHNC, row = (None, None) if state is None else (state.S, state.row)
+        tokens, row = ctx.tokens(x_BTD, row)
         qkv = [project(params, name, "btd,dhc->bthc", x_BTD) for name in "qkv"]
         # Features are many times the size of q and k (taylor2) or their float32 copies: made again in the backward pass.
-        o_BTHC, S_BHNC = jax.checkpoint(self._mix)(*qkv, S_BHNC, valid_BT, reset_BT)
+        o_BTHC, S_BHNC = jax.checkpoint(self._mix)(*qkv, S_BHNC, tokens.valid, tokens.start)
         y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
-        return Out(y_BTD, None if state is None else LinearState(S_BHNC, last_B))
+        return Out(y_BTD, None if state is None else LinearState(S_BHNC, row))
 
-    def _mix(self, q_BTHQ, k_BTHQ, v_BTHC, S_BHNC, valid_BT, reset_BT):
+    def _mix(self, q_BTHQ, k_BTHQ, v_BTHC, S_BHNC, valid_BT, start_BT):
         """The recurrence over features, normalised: (o_BTHC in v's dtype, S)."""
         phi = FEATURES[self.feature_map]
         q_BTHN, k_BTHN = phi(q_BTHQ.astype(jnp.float32)), phi(k_BTHQ.astype(jnp.float32))
-        if valid_BT is not None:
-            k_BTHN = jnp.where(valid_BT[:, :, None, None], k_BTHN, 0.0)
+        k_BTHN = zero_padding(k_BTHN, valid_BT)
         if self.normalise:
             v_BTHC = jnp.concatenate([v_BTHC, jnp.ones_like(v_BTHC[..., :1])], axis=-1)  # its sum is z . phi(q)
-        o_BTHC, S_BHNC = gated_linear(q_BTHN, k_BTHN, v_BTHC, None, S_BHNC, reset_BT, recompute=False)
+        o_BTHC, S_BHNC = gated_linear(q_BTHN, k_BTHN, v_BTHC, None, S_BHNC, start_BT, recompute=False)
         if self.normalise:
             o_BTHC = o_BTHC[..., :-1] / jnp.maximum(o_BTHC[..., -1:], FLOOR)
         else:

@@ -6,9 +6,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxeff.core.spec import Constant, Spec, residual
-from jaxeff.mixers.base import Ctx, Out, project, segment_ids
+from jaxeff.mixers.base import Ctx, Out, project
 from jaxeff.ops.conv import token_shift
-from jaxeff.ops.segments import segment_starts
+from jaxeff.ops.segments import empty_row
 
 
 def square(d, *, inputs=1, out=False):
@@ -17,16 +17,15 @@ def square(d, *, inputs=1, out=False):
 
 
 def empty(batch, d, dtype):
-    return {"x": jnp.zeros((batch, d), dtype), "segment": jnp.zeros((batch,), jnp.int32)}
+    return {"x": jnp.zeros((batch, d), dtype), "row": empty_row(batch)}
 
 
 def one_back(x_BTD, state, ctx):
     """(x_{t-1} at every t, the new state)."""
-    before_B = jnp.zeros(x_BTD.shape[:1], jnp.int32) if state is None else state["segment"]
-    ids_BT = segment_ids(ctx, x_BTD.shape[:2], None if state is None else before_B)
-    valid_BT, start_BT, segment_B = segment_starts(ids_BT, before_B)
-    y_BTD, last_BD = token_shift(x_BTD, None if state is None else state["x"], valid_BT, start_BT)
-    return y_BTD, None if state is None else {"x": last_BD.astype(state["x"].dtype), "segment": segment_B}
+    before_BD, row = (None, None) if state is None else (state["x"], state["row"])
+    tokens, row = ctx.tokens(x_BTD, row)
+    y_BTD, last_BD = token_shift(x_BTD, before_BD, tokens.valid, tokens.start)
+    return y_BTD, None if state is None else {"x": last_BD.astype(before_BD.dtype), "row": row}
 
 
 @dataclasses.dataclass(frozen=True)
