@@ -41,6 +41,7 @@ HEAVY = (
     "rich",
     "optax",
     "flax",
+    "chex",
     "transformers",
 )
 

@@ -10,6 +10,7 @@ from numbers import Integral
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxeff.core.errors import nearest
 from jaxeff.ops.attention_block import Inputs, Options, attention_block
@@ -182,9 +183,9 @@ def visible(x: Inputs, options: Options) -> jax.Array:
 
 def direct(x: Inputs, options: Options) -> tuple[jax.Array, jax.Array]:
     """(o, lse) with all scores at once, in float32. The reference, and the quick form for one query."""
-    (b, t, h, c), kv_heads = x.q.shape, x.k.shape[2]
     f32 = dict(preferred_element_type=jnp.float32)
-    q_BTKGC = (x.q.astype(jnp.float32) * options.scale).astype(x.q.dtype).reshape(b, t, kv_heads, h // kv_heads, c)
+    q_BTHC = (x.q.astype(jnp.float32) * options.scale).astype(x.q.dtype)
+    q_BTKGC = rearrange(q_BTHC, "b t (k g) c -> b t k g c", k=x.k.shape[2])
     x_BKGTS = jnp.einsum("btkgc,bskc->bkgts", q_BTKGC, x.k, **f32)
     if options.softcap is not None:
         x_BKGTS = options.softcap * jnp.tanh(x_BKGTS / options.softcap)
@@ -197,7 +198,8 @@ def direct(x: Inputs, options: Options) -> tuple[jax.Array, jax.Array]:
     total_BKGT1 = jnp.where(seen, jnp.sum(p_BKGTS, -1, keepdims=True), 1.0)
     lse_BKGT1 = jnp.where(seen, top_BKGT1 + jnp.log(total_BKGT1), -jnp.inf)
     o_BTKGE = jnp.einsum("bkgts,bske->btkge", (p_BKGTS / total_BKGT1).astype(x.v.dtype), x.v, **f32)
-    return o_BTKGE.reshape(b, t, h, -1).astype(x.v.dtype), lse_BKGT1.reshape(b, h, t).swapaxes(1, 2)
+    o_BTHE = rearrange(o_BTKGE, "b t k g e -> b t (k g) e").astype(x.v.dtype)
+    return o_BTHE, rearrange(lse_BKGT1, "b k g t 1 -> b t (k g)")
 
 
 IMPLEMENTATIONS = {

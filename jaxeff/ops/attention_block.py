@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
 
 QUERIES = 64  # queries of a block, at most
 MAX_STRIPES = 8  # pieces of the program with different key lengths; each is a loop over its blocks
@@ -156,24 +157,19 @@ def block_backward(rows: Rows, keys: Keys, lse, delta, do, options: Options):
 
 def blocks_of(x_BTHC, n: int, size: int, kv_heads: int):
     """[B, T, H, C] -> [N, B, K, R, C]; T is padded with zeros."""
-    b, t, h, c = x_BTHC.shape
-    x = jnp.pad(x_BTHC, ((0, 0), (0, n * size - t), (0, 0), (0, 0)))
-    x = x.reshape(b, n, size, kv_heads, h // kv_heads, c).transpose(1, 0, 3, 4, 2, 5)
-    return x.reshape(n, b, kv_heads, h // kv_heads * size, c)
+    x = jnp.pad(x_BTHC, ((0, 0), (0, n * size - x_BTHC.shape[1]), (0, 0), (0, 0)))
+    return rearrange(x, "b (n s) (k g) c -> n b k (g s) c", n=n, k=kv_heads)
 
 
 def unblock(x_NBKRC, t: int, groups: int):
     """The inverse of `blocks_of`: [N, B, K, R, C] -> [B, T, H, C]."""
-    n, b, k, r, c = x_NBKRC.shape
-    x = x_NBKRC.reshape(n, b, k, groups, r // groups, c).transpose(1, 0, 4, 2, 3, 5)
-    return x.reshape(b, n * (r // groups), k * groups, c)[:, :t]
+    return rearrange(x_NBKRC, "n b k (g s) c -> b (n s) (k g) c", g=groups)[:, :t]
 
 
 def row_ids(ids_BT, n: int, size: int, groups: int, fill: int):
     """[B, T] -> [N, B, R]: the same number for each head of a group; T is padded with `fill`."""
-    b, t = ids_BT.shape
-    ids = jnp.pad(ids_BT, ((0, 0), (0, n * size - t)), constant_values=fill)
-    return jnp.tile(ids.reshape(b, n, size).transpose(1, 0, 2), (1, 1, groups))
+    ids = jnp.pad(ids_BT, ((0, 0), (0, n * size - ids_BT.shape[1])), constant_values=fill)
+    return repeat(ids, "b (n s) -> n b (g s)", n=n, g=groups)
 
 
 def prepare(inputs: Inputs, options: Options):

@@ -26,6 +26,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxeff.core.errors import lookup
 
@@ -79,7 +80,7 @@ def gated_linear_reference(q_BTGC, k_BTGC, v_BTHE, log_a=None, state_BHCE=None, 
 def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
     """`form`, for which q and k have H heads or one, on all groups; shapes checked, the state in float32."""
     _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
-    (B, T, G, C), (H, E) = q_BTGC.shape, v_BTHE.shape[2:]
+    (B, _, G, C), (H, E) = q_BTGC.shape, v_BTHE.shape[2:]
     state_BHCE = jnp.zeros((B, H, C, E), jnp.float32) if state_BHCE is None else state_BHCE.astype(jnp.float32)
     args, axes = (q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC), (2, 2, 2, 2, 1, None, 0)
     if G in (1, H):
@@ -90,7 +91,8 @@ def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_
             return x if x is None or axis is None else x.reshape(*x.shape[:axis], G, -1, *x.shape[axis + 1 :])
 
         o_BTGRE, state_BGRCE = jax.vmap(form, axes, (2, 1))(*map(split, args, axes))
-        o_BTHE, state_BHCE = o_BTGRE.reshape(B, T, H, E), state_BGRCE.reshape(B, H, C, E)
+        o_BTHE = rearrange(o_BTGRE, "b t g r e -> b t (g r) e")
+        state_BHCE = rearrange(state_BGRCE, "b g r c e -> b (g r) c e")
     return o_BTHE.astype(q_BTGC.dtype), state_BHCE
 
 
@@ -171,7 +173,7 @@ def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, _, size: int):
         if x is None:
             return None
         x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -T % size), (0, 0), (0, 0)))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 3, 1)
+        return rearrange(x, "b (n i) h x -> b h n i x", i=size)
 
     q, k, v, log_a = map(cut, (q_BTHC, k_BTHC, v_BTHE, _with_channels(log_a, v_BTHE)))
     reset = None if reset_BT is None else cut(reset_BT[:, :, None, None])
@@ -195,8 +197,7 @@ def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, _, size: int):
     state_BHCE, entering_NBHCE = jax.lax.scan(carry, state_BHCE, (added_NBHCE, kept_NBHA1))
     read = jnp.einsum("bhnic,nbhce->bhnie", q, entering_NBHCE)
     o = o + (since * read if by_value else read)
-    o_BTHE = jnp.moveaxis(o, 1, 3).reshape(o.shape[0], -1, o.shape[1], o.shape[-1])[:, :T]
-    return o_BTHE, state_BHCE
+    return rearrange(o, "b h n i e -> b (n i) h e")[:, :T], state_BHCE
 
 
 def _ungated(q, k, reset, size: int):
@@ -215,11 +216,10 @@ def _gated(q, k, log_a, size: int):
 
     def halves(x):
         """[..., I, X] in blocks of h -> left and right blocks [..., I / 2h, h, X]."""
-        x = x.reshape(*x.shape[:3], -1, 2, h, x.shape[-1])
-        return x[..., 0, :, :], x[..., 1, :, :]
+        return rearrange(x, "... (m two h) x -> two ... m h x", two=2, h=h)
 
     def join(left, right):
-        return jnp.stack([left, right], axis=-3).reshape(*left.shape[:3], size, left.shape[-1])
+        return rearrange([left, right], "two ... m h x -> ... (m two h) x")
 
     per_channel = log_a.shape[-1] > 1
     # Within each block of h tokens: sums of log a from its start to token i inclusive, and from after token j to its end.

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxeff.core.tree import combine, partition
 from jaxeff.core.weight import einsum, is_weight
@@ -91,15 +92,14 @@ def chunks(shape_BT: tuple[int, int], vocabulary: int, chunk: int | None) -> int
 
 def split(x_BT, n: int):
     """[B, T, ...] -> [N, B, P, ...]: chunk i holds the tokens i, N + i, 2 N + i ...; T is padded with zeros."""
-    b, t, *rest = x_BT.shape
+    _, t, *rest = x_BT.shape
     x = jnp.pad(x_BT, ((0, 0), (0, -t % n), *((0, 0) for _ in rest)))
-    return jnp.moveaxis(x.reshape(b, -1, n, *rest), 2, 0)
+    return rearrange(x, "b (p n) ... -> n b p ...", n=n)
 
 
 def unsplit(x_NBP, t: int):
     """The inverse of `split`."""
-    n, b, p, *rest = x_NBP.shape
-    return jnp.moveaxis(x_NBP, 0, 2).reshape(b, p * n, *rest)[:, :t]
+    return rearrange(x_NBP, "n b p ... -> b (p n) ...")[:, :t]
 
 
 def over_chunks(body, carry, arrays, n: int):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.core.errors import UserError
@@ -185,7 +186,7 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
 
 def _micro(x: jax.Array, n: int, ctx: Ctx) -> jax.Array:
     """[B, ...] -> [A, B / A, ...]. Row j goes to micro-batch j mod A, so that each device keeps its own rows."""
-    x = x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
+    x = rearrange(x, "(b a) ... -> a b ...", a=n)
     return ctx.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
 

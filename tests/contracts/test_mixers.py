@@ -9,6 +9,7 @@ import functools
 import inspect
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,9 +138,10 @@ def test_shapes_and_finite_gradients(name):
     segment_ids = ONES.copy()
     segment_ids[0, :3], segment_ids[1, 40:], segment_ids[1, -5:] = 0, 2, 0
     y_BTD, gradients = output_and_gradients(CASES[name], values(name), x_BTD, segment_ids)
-    assert y_BTD.shape == x_BTD.shape and y_BTD.dtype == x_BTD.dtype
+    chex.assert_shape(y_BTD, chex.Dimensions(B=B, T=T, D=CASES[name].d_model)["BTD"])
+    chex.assert_trees_all_equal_shapes_and_dtypes(y_BTD, x_BTD)
+    chex.assert_tree_all_finite(gradients)
     for path, gradient in jaxeff.core.tree.paths(gradients).items():
-        assert np.all(np.isfinite(gradient)), path
         assert np.any(np.asarray(gradient) != 0), f"{path} takes no part"
 
 
@@ -196,9 +198,7 @@ def test_the_whole_is_its_halves_and_its_tokens(name):
 def test_padding_leaves_the_state_untouched(name):
     _, state = half(name, inputs(name)[:, :HALF], empty(name))
     _, after = half(name, inputs(name, seed=4)[:, :HALF], state, np.zeros((B, HALF), np.int32))
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    for path, leaf in jaxeff.core.tree.paths(after).items():
-        assert np.array_equal(leaf, jaxeff.core.tree.paths(state)[path]), path
+    chex.assert_trees_all_equal(after, state, strict=True)
 
 
 @every_mixer

@@ -6,6 +6,7 @@ B batch, T time, V vocabulary. A window of 3 binds within the texts, and nothing
 import dataclasses
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -127,11 +128,11 @@ def test_shapes_and_finite_gradients(name):
     segment_ids = ONES.copy()
     segment_ids[0, :3], segment_ids[1, 6:], segment_ids[1, -2:] = 0, 2, 0
     logits_BTV, gradients = learn(MODELS[name], params_of(name), texts(), Ctx(segment_ids=segment_ids))
-    assert logits_BTV.shape == (B, T, V) and logits_BTV.dtype == jnp.float32
-    assert jax.tree.structure(gradients) == jax.tree.structure(params_of(name))
-    assert np.all(np.isfinite(logits_BTV))
+    chex.assert_shape(logits_BTV, chex.Dimensions(B=B, T=T, V=V)["BTV"])
+    chex.assert_type(logits_BTV, jnp.float32)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, params_of(name))
+    chex.assert_tree_all_finite((logits_BTV, gradients))
     for path, gradient in paths(gradients).items():
-        assert np.all(np.isfinite(gradient)), path
         layers = np.asarray(gradient) if path.startswith("blocks/") else np.asarray(gradient)[None]
         assert all(np.any(layer != 0) for layer in layers), f"{path} takes no part"
 
