@@ -123,6 +123,7 @@ def steps(name, tokens_BT, state):
     return np.concatenate(found, axis=1), state
 
 
+@pytest.mark.shipped
 @every_model
 def test_shapes_and_finite_gradients(name):
     segment_ids = ONES.copy()
@@ -148,6 +149,7 @@ def test_logits_depend_on_no_later_token(name):
     assert np.all(changed[:3][np.arange(3), times[:3] + 1]), "the past is seen"
 
 
+@pytest.mark.shipped
 @every_model
 def test_the_whole_is_its_halves_and_its_tokens(name):
     tokens, expected = texts(), whole(name)
@@ -211,6 +213,7 @@ def test_bfloat16_is_near_float32(name):
     assert_close(logits_BTV, whole(name), BF16)
 
 
+@pytest.mark.shipped
 @every_model
 def test_sharded_is_unsharded(name):
     mesh = jaxeff.make_mesh(fsdp=2, tensor=2)

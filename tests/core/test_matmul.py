@@ -89,6 +89,7 @@ def test_other_equations_are_einsum():
     assert_close(matmul.einsum("btd,df->fbt", x, w), jnp.einsum("btd,df->fbt", x, w), 1e-6)
 
 
+@pytest.mark.shipped
 def test_sharded_is_unsharded():
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     put = lambda a, *axes: jax.device_put(a, jax.NamedSharding(mesh, jax.P(*axes)))  # noqa: E731

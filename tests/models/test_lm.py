@@ -186,6 +186,7 @@ def test_models_are_values():
     assert named == built != LM(17, 16, (Stage(("window",), 5),))
 
 
+@pytest.mark.shipped
 @pytest.mark.parametrize("shape", [dict(data=2, tensor=2), dict(fsdp=4), dict(data=2, sequence=2)], ids=str)
 def test_sharded_is_unsharded(shape):
     mesh = jaxeff.make_mesh(**shape)

@@ -262,6 +262,7 @@ def test_nothing_but_the_arguments_is_kept_for_the_backward_pass():
     assert sum(x.size for x in kept) == sum(x.size for x in a.values())
 
 
+@pytest.mark.shipped
 def test_no_state_per_token_at_any_time():
     T, n = 1024, 64
     a = {name: jax.ShapeDtypeStruct((1, T, 4, n), jnp.float32) for name in ("q", "k", "v", "log_a")}
