@@ -1,5 +1,6 @@
 """The command line: what each command prints, and one clear line for whatever a user can get wrong."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -155,6 +156,20 @@ def test_workdirs_that_cannot_be(config, trained, tmp_path, capsys):
     (tmp_path / "run.json").write_text("{")
     assert "run.json cannot be read" in refused(capsys, "eval", "--workdir", tmp_path)
     assert "cannot write to" in refused(capsys, "train", config, "--workdir", config)
+
+
+def test_a_workdir_of_another_version(config, trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "w")
+    path = tmp_path / "w" / "run.json"
+    run = json.loads(path.read_text())
+    model = run["config"]["model"]
+    model["pattern"], model["repeats"] = model.pop("stages")[0]["pattern"], 1  # as in 0.1.0
+    path.write_text(json.dumps(run))
+    for command in (("train", config), ("eval",), ("generate",)):
+        said = refused(capsys, *command, "--workdir", tmp_path / "w")
+        assert (
+            "jaxeff.models.lm.LM a field 'pattern', which it does not have: another version of jaxeff wrote it" in said
+        )
 
 
 def test_damaged_checkpoint(trained, tmp_path, capsys):

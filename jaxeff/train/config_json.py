@@ -37,11 +37,30 @@ def from_json(data) -> Any:
     if not isinstance(data, dict):
         return data
     cls = _class(data.get("type", ""))
+    _check_own_fields(data)
     fields = {name: from_json(item) for name, item in data.items() if name != "type"}
     try:
         return cls(**fields)
     except (TypeError, ValueError) as error:
         raise UserError(f"the stored config does not fit {data['type']}: {error}") from None
+
+
+def check_fields(data) -> None:
+    """Raises UserError when JSON data gives a class of this package a field that it does not have."""
+    for item in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        check_fields(item)
+    if isinstance(data, dict):
+        _check_own_fields(data)
+
+
+def _check_own_fields(data: dict) -> None:
+    if data.get("type", "").startswith("jaxeff."):
+        known = {field.name for field in dataclasses.fields(_class(data["type"]))}
+        for name in sorted(data.keys() - known - {"type"}):
+            raise UserError(
+                f"the stored config gives {data['type']} a field {name!r}, which it does not have: another version of jaxeff "
+                "wrote it; use that version, or train again in another workdir"
+            )
 
 
 def _class(name: str) -> type:

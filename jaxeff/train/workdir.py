@@ -16,7 +16,7 @@ from typing import Any
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import refusals, write_text
 from jaxeff.train.circumstances import circumstances
-from jaxeff.train.config_json import diff, from_json, to_json
+from jaxeff.train.config_json import check_fields, diff, from_json, to_json
 from jaxeff.train.experiment import FREE, Experiment
 
 
@@ -79,6 +79,7 @@ def check_config(run: dict[str, Any], experiment: Experiment, workdir):
     """Raises UserError when a workdir's run is of another config; the message lists the fields that differ."""
     changed = [found for found in diff(run["config"], to_json(experiment)) if not found[0].startswith(FREE)]
     if changed:
+        check_fields(run["config"])
         shown = ", ".join(f"{path}: {old!r} there, {new!r} now" for path, old, new in changed[:6])
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise UserError(f"{workdir} belongs to a run with another config ({shown}{more}); use another workdir")
