@@ -2,6 +2,7 @@
 
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 
 MIXERS = {
@@ -10,6 +11,7 @@ MIXERS = {
     "mqa": MQA,
     "window": SlidingWindow,
     "linear": LinearAttention,
+    "mamba2": Mamba2,
 }
 
 CHANNEL_MIXERS = {

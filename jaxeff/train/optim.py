@@ -96,13 +96,14 @@ def decay_mask(specs):
 
 
 def _muon(s: Settings, specs) -> optax.GradientTransformation:
-    """Orthogonalised momentum for hidden matrices, Adam for the rest: embedding, head, norms, biases (Jordan et al. 2024).
+    """Orthogonalised momentum for hidden matrices, Adam for the rest: embedding, head, convolutions, norms,
+    biases (Jordan et al. 2024).
 
     Updates are scaled to AdamW's customary RMS (Liu et al. 2025), so that AdamW's learning rates fit.
     """
 
     def dimensions(spec: Spec):
-        if not _is_matrix(spec) or "vocab" in spec.axes:
+        if not _is_matrix(spec) or "vocab" in spec.axes or "conv" in spec.axes:
             return None
         first, split = spec.n_stacked, spec.n_stacked + spec.n_in
         if split == len(spec.shape):

@@ -24,9 +24,11 @@ from jaxeff.core.target import lowering_for
 from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
+from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.models import LM, Block, Stage
 from jaxeff.ops.attention_kernels import LANES
 from tests.closeness import assert_close
@@ -45,6 +47,16 @@ SMALL = {
     "linear": LinearAttention(16, n_heads=2),
     "linear/taylor2": LinearAttention(16, n_heads=2, feature_map="taylor2", key_dim=3, biases=QKVO),
     "linear/rms": LinearAttention(16, n_heads=2, feature_map="softmax", normalise=False),
+    "mamba2": Mamba2(16, d_state=6, head_dim=8),
+    "mamba2/options": Mamba2(
+        12,
+        d_state=5,
+        head_dim=6,
+        n_groups=2,
+        conv=ShortConv(3, bias=False),
+        dt_limit=(1e-3, 0.2),
+        norm_before_gate=True,
+    ),
     "mlp": MLP(16, d_hidden=24),
     "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", biases=("up", "down")),
 }

@@ -1,0 +1,50 @@
+"""What published code computed: the cases of the files beside this one, or of those in the folder $JAXEFF_GOLDEN, which `make
+parity` has just made."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.closeness import assert_close
+
+FOLDER = Path(os.environ.get("JAXEFF_GOLDEN") or Path(__file__).parent)
+OUTPUT = 1e-5  # relative RMS of outputs, float32 against float32
+GRADIENT = 1e-4  # of every gradient
+
+
+def cases(name):
+    """case -> {"sizes", "x", "y", "cotangent", "dx", "param": {path: array}, "grad": {path: array}, ...}."""
+    found = {}
+    with np.load(FOLDER / f"{name}.npz") as file:
+        for key in file.files:
+            if key == "versions":
+                continue
+            case, kind, *path = key.split("/", 2)
+            here = found.setdefault(case, {"param": {}, "grad": {}})
+            if path:
+                here.setdefault(kind, {})[path[0]] = file[key]
+            else:
+                here[kind] = json.loads(str(file[key])) if kind == "sizes" else file[key]
+    return found
+
+
+def agree(mixer, case, convert):
+    """y, dx and every parameter's gradient of a mixer are those of the published layer.
+
+    convert: the layer's arrays by path -> our tree; it only cuts and turns, so it serves gradients too.
+    """
+    params = jax.tree.map(jnp.asarray, convert(case["param"]))
+
+    @jax.jit
+    def run(params, x_BTD):
+        y_BTD, pullback = jax.vjp(lambda p, x: mixer.apply(p, x).y, params, x_BTD)
+        return y_BTD, pullback(jnp.asarray(case["cotangent"]))
+
+    y_BTD, (grads, dx_BTD) = run(params, jnp.asarray(case["x"]))
+    assert_close(y_BTD, case["y"], OUTPUT, "y")
+    assert_close(dx_BTD, case["dx"], GRADIENT, "dx")
+    assert_close(grads, convert(case["grad"]), GRADIENT, "gradient")
