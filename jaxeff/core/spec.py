@@ -165,8 +165,9 @@ class Spec:
 def init(specs, key: jax.Array, dtype=jnp.float32, shardings=None):
     """Initial values for a tree of Specs; each depends on `key` and its own path only.
 
-    shardings: a matching tree of shardings, or None; the values are bit-equal on any mesh, and no device ever holds more than
-    its shards. Each distinct declaration is compiled once, however many paths, models or calls share it.
+    shardings: a matching tree of shardings, or None; the values are the same on any mesh but for the last bit, which the
+    compiler's loops for other shard shapes may round otherwise, and no device ever holds more than its shards. Each distinct
+    declaration is compiled once, however many paths, models or calls share it.
     """
 
     def one(path: str, spec: Spec, sharding=None):

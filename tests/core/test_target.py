@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 import jaxeff
 from jaxeff.core.sharding import MESH_AXES
@@ -14,7 +14,7 @@ from jaxeff.ops.attention import attention
 
 T, D = 256, 64
 KERNEL = "tpu_custom_call"
-ONE, MANY = (AbstractMesh((n, 1, 1, 1), MESH_AXES) for n in (1, 4))
+ONE, MANY = (AbstractMesh((n, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4) for n in (1, 4))
 
 
 def lowered(platform, mesh=None, length=T):

@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import jaxeff
+from jaxeff.core.sharding import MESH_AXES
 from jaxeff.mixers import GQA, MLP, Ctx, LayerNorm, RMSNorm, SlidingWindow
 from jaxeff.models import LM, Block, Stage
 from jaxeff.ops.rope import Rope
@@ -200,7 +202,7 @@ def test_sharded_is_unsharded(shape):
 
 
 def test_a_step_lowers_for_a_mesh_that_does_not_exist():
-    mesh = jax.sharding.AbstractMesh((16, 1, 2, 1), ("data", "fsdp", "tensor", "sequence"))
+    mesh = jax.sharding.AbstractMesh((16, 1, 2, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     specs = SMALL.specs()
     params = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
