@@ -3,11 +3,13 @@
 from jaxeff.mixers.base import Ctx, Out
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.short_conv import ShortConv
 
 __all__ = [
-    "GQA", "MHA", "MLP", "MQA", "Ctx", "LayerNorm", "LinearAttention", "Mamba2", "Out", "RMSNorm", "ShortConv", "SlidingWindow",
+    "GQA", "MHA", "MLP", "MQA", "Ctx", "LayerNorm", "LinearAttention", "Mamba", "Mamba2", "Out", "RMSNorm", "ShortConv",
+    "SlidingWindow",
 ]  # fmt: skip

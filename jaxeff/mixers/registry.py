@@ -2,6 +2,7 @@
 
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 
@@ -11,6 +12,7 @@ MIXERS = {
     "mqa": MQA,
     "window": SlidingWindow,
     "linear": LinearAttention,
+    "mamba": Mamba,
     "mamba2": Mamba2,
 }
 

@@ -24,6 +24,7 @@ from jaxeff.core.target import lowering_for
 from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.linear_attention import LinearAttention
+from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
@@ -47,6 +48,8 @@ SMALL = {
     "linear": LinearAttention(16, n_heads=2),
     "linear/taylor2": LinearAttention(16, n_heads=2, feature_map="taylor2", key_dim=3, biases=QKVO),
     "linear/rms": LinearAttention(16, n_heads=2, feature_map="softmax", normalise=False),
+    "mamba": Mamba(16, d_state=5, dt_rank=3),
+    "mamba/falcon": Mamba(12, d_state=3, dt_rank=4, conv=ShortConv(3, bias=False), bcdt_eps=1e-6),
     "mamba2": Mamba2(16, d_state=6, head_dim=8),
     "mamba2/options": Mamba2(
         12,
