@@ -3,6 +3,7 @@
 import html
 from pathlib import Path
 
+from jaxeff.core.files import write_text
 from jaxeff.lab.columns import columns, interval_text
 from jaxeff.lab.method import method
 from jaxeff.lab.plots import decode_against_context, loss_curves, quality_against_cost
@@ -60,9 +61,8 @@ Decoding one sequence: time per token, time to the first token, and bytes kept b
 
 def write(results: Results, path: str | Path) -> Path:
     """Write the page to `path`."""
-    path = Path(path)
-    path.write_text(page(results), encoding="utf-8")
-    return path
+    write_text(path, page(results))
+    return Path(path)
 
 
 def page(results: Results) -> str:
