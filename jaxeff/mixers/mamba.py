@@ -45,9 +45,8 @@ class Mamba:
     d_state: N. expand: C / D. dt_rank: R, a sixteenth of `d_model`, rounded up. conv: of x. dt_range: of the initial dt
     (log-uniform). bcdt_eps: of the RMS norm of r, b and c that Falcon-Mamba adds, which has no weights; None for no norm.
 
-    Cost per token: 2 x parameters + about 7 C N FLOPs at any length, one exponential a channel and state among them, and no
-    matrix product: Mamba-2 has a larger N for the same time. State: C N float32 numbers per sequence, and the (W - 1) C last
-    inputs of the convolution.
+    Cost per token: 2 x parameters + about 7 C N FLOPs and C N exponentials at any length, none of them in matrix products over
+    time. State: C N float32 numbers per sequence, and the (W - 1) C last inputs of the convolution.
 
     Parameters: inner * (3 * d_model + 2 * rank + 3 * d_state + 2) + conv.count(inner)
 
