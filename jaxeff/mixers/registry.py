@@ -5,6 +5,7 @@ from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 
 MIXERS = {
     "gqa": GQA,
@@ -14,8 +15,10 @@ MIXERS = {
     "linear": LinearAttention,
     "mamba": Mamba,
     "mamba2": Mamba2,
+    "rwkv4": RWKV4,
 }
 
 CHANNEL_MIXERS = {
     "mlp": MLP,
+    "rwkv4_channel": RWKV4Channel,
 }
