@@ -103,7 +103,7 @@ class RWKV4:
 
     d_attention: A; None is D.
 
-    Cost per token: 2 x parameters + about 60 A FLOPs at any length and in decoding. State: 3 A float32 numbers per sequence, and
+    Cost per token: 2 x parameters + about 45 A FLOPs at any length and in decoding. State: 3 A float32 numbers per sequence, and
     the last input.
 
     Parameters: 4 * d_model * attention + 3 * d_model + 2 * attention

@@ -9,9 +9,11 @@ num and den stand for num e^top and den e^top, where top is the highest exponent
 positive number is taken: keys of any size are safe. An empty state has top = -1e38, whose exponential is 0 and which, unlike
 -inf, can be subtracted from itself.
 
-The chunked form walks through all chunks of a block at once, token by token: S steps instead of S N. The states that enter the
-chunks come first, and need no steps: token j adds e^{k_j - n_j w} (v_j, 1) to its chunk's sums, n_j tokens before its end, and
-a scan over the N sums adds them up. Blocks are scanned, so that nothing is as long as the text but the arguments and y.
+Two forms for training. "scan" is the scan over time, its states computed again chunk by chunk in the backward pass: on a CPU a
+step costs little, and a chunk stays in the cache. "chunk" walks through all chunks of a block at once, token by token: S steps
+instead of S N, for accelerators. The states that enter the chunks come first, and need no steps: token j adds
+e^{k_j - n_j w} (v_j, 1) to its chunk's sums, n_j tokens before its end, and a scan over the N sums adds them up. Blocks are
+scanned, so that nothing is as long as the text but the arguments and y.
 
 What is read of a state is num e^top and den e^top, for which any top would do: it is a constant of the gradient wherever one is
 chosen, also that of the final state, and only a given state's top has a gradient.
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jaxeff.core.errors import lookup
+from jaxeff.core.target import platform
 
 EMPTY = -1e38
 NOTHING = -2e38  # the exponent of what adds nothing, even to an empty state
@@ -56,7 +59,7 @@ def wkv(
     valid_BT: jax.Array | None = None,
     *,
     impl: str | None = None,
-    chunk: int = 32,
+    chunk: int = 64,
     recompute: bool = True,
 ) -> tuple[jax.Array, WKVState]:
     """(y_BTD in k's dtype, final state); computed in float32 throughout.
@@ -64,22 +67,22 @@ def wkv(
     log_decay: -w, at most 0. bonus: u. state: None is empty. reset_BT: True where the state is emptied before token t, which does
     not read it either. valid_BT: False at padding, which leaves the state as it was, and where a reset has no effect and y means
     nothing; None is True throughout.
-    impl: "chunk" (default) or "reference". chunk: S; min(T, S) + N steps for every S N tokens, and as much memory in the backward
-    pass for any T.
+    impl: "scan" (default on CPU), "chunk" (default elsewhere) or "reference". chunk: S; in the backward pass "scan" holds the
+    states of S tokens at once, and "chunk" those of 16 S, but takes S + 16 steps for as many tokens.
     recompute: keep nothing but the arguments between forward and backward; False is for callers that wrap more than this in
     `jax.checkpoint` themselves.
 
     Raises ValueError for shapes that disagree and a chunk below 1.
     """
-    form = lookup(IMPLS, impl or "chunk", "form of wkv")
+    form = lookup(IMPLS, impl or ("scan" if platform() == "cpu" else "chunk"), "form of wkv")
     if chunk < 1:
         raise ValueError(f"wkv: chunk must be at least 1, found {chunk}")
-    if form is wkv_reference:
-        run = _scan
-    elif k_BTD.ndim == 3 and k_BTD.shape[1] == 1:
+    if k_BTD.ndim == 3 and k_BTD.shape[1] == 1:
         run = _single
+    elif form is _scan:
+        run = _scan
     else:
-        run = functools.partial(_chunked, size=chunk)
+        run = functools.partial(form, size=chunk)
         run = jax.checkpoint(run) if recompute else run
     return _checked(run, k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT)
 
@@ -143,18 +146,36 @@ def _add(a: WKVState, b: WKVState) -> WKVState:
     return WKVState(top, of_a * a.num + of_b * b.num, of_a * a.den + of_b * b.den)
 
 
-def _chunked(k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT, size: int):
-    """(y_BTD, state), block by block."""
+def _by_chunk(k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT, size: int):
+    """(y_BTD, state), token by token, the backward pass chunk by chunk."""
+    B, T = k_BTD.shape[:2]
+    N = -(-T // size)
+    S = -(-T // N)
+    if N * S > T and valid_BT is None:
+        valid_BT = jnp.ones((B, T), bool)
+    tokens = [_padded(x, N * S, "b (n s) ... -> n s b ...", n=N) for x in (k_BTD, v_BTD, reset_BT, valid_BT)]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def chunk(state, tokens):
+        return jax.lax.scan(functools.partial(_step, log_decay_D, bonus_D), state, tokens)
+
+    state, y = jax.lax.scan(chunk, state, tokens)
+    return rearrange(y, "n s b d -> b (n s) d")[:, :T], state
+
+
+def _padded(x, T: int, pattern: str, **sizes):
+    """[B, ...] of T tokens, zeros after its end, regrouped; None stays None."""
+    if x is None:
+        return None
+    return rearrange(jnp.pad(x, ((0, 0), (0, T - x.shape[1])) + ((0, 0),) * (x.ndim - 2)), pattern, **sizes)
+
+
+def _at_once(k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT, size: int):
+    """(y_BTD, state), block by block, the chunks of each at once."""
     (B, T), M, N, S = k_BTD.shape[:2], *_cut(k_BTD.shape[1], size)
     real_BT = jnp.ones((B, T), bool) if valid_BT is None else valid_BT
 
-    def cut(x):
-        """[B, T, ...] -> [M, S, B, N, ...], zeros after the end."""
-        if x is None:
-            return None
-        x = jnp.pad(x, ((0, 0), (0, M * N * S - T)) + ((0, 0),) * (x.ndim - 2))
-        return rearrange(x, "b (m n s) ... -> m s b n ...", m=M, n=N)
-
+    cut = functools.partial(_padded, T=M * N * S, pattern="b (m n s) ... -> m s b n ...", m=M, n=N)
     block = functools.partial(_block, log_decay_D, bonus_D)
     tokens = [cut(x) for x in (k_BTD, v_BTD, reset_BT, valid_BT, real_BT)]
     if M == 1:
@@ -211,4 +232,4 @@ def _after(which):
     return jnp.flip(jnp.cumsum(jnp.flip(n, 0), axis=0), 0) - n
 
 
-IMPLS = {"chunk": wkv, "reference": wkv_reference}
+IMPLS = {"scan": _by_chunk, "chunk": _at_once, "reference": _scan}

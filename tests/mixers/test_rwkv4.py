@@ -70,8 +70,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_is_its_equations_for_any_decay(case, dtype):
-    """float32: averages of thousands of values, some 1e-6. bfloat16: five roundings of 2^-9 in a row, those of k before the
-    exponential: with k as large as 100, weights are off by factors."""
+    """float32: averages of thousands of values, some 1e-6; exponents near 100 are rounded to 4e-6 and decay token by token, as
+    in the published code. bfloat16: five roundings of 2^-9 in a row, that of k before the exponential."""
     mixer, changed, factor, time = CASES[case]
     params = values(mixer, KEY)
     params |= {name: jnp.full_like(params[name], value) for name, value in changed.items()}
@@ -80,8 +80,8 @@ def test_is_its_equations_for_any_decay(case, dtype):
     out = apply_mixer(mixer, params, x_BTD.astype(dtype), None, Ctx(policy=policy))
     error = relative_rms(out.y, by_hand(mixer, params, x_BTD.astype(dtype)))
     print(f"{case} {dtype}: {error:.1e}")
-    large = mixer is TIME and factor > 1
-    assert out.y.dtype == jnp.dtype(dtype) and error < {"float32": 5e-6, "bfloat16": 2e-1 if large else 3e-2}[dtype]
+    limit = 5e-6 if factor == 1 else 3e-5
+    assert out.y.dtype == jnp.dtype(dtype) and error < (limit if dtype == "float32" else 3e-2)
     for path, g in jaxeff.core.tree.paths(gradients(mixer, params, x_BTD.astype(dtype), policy)).items():
         assert np.all(np.isfinite(np.asarray(g, np.float32))), path
 

@@ -1,4 +1,4 @@
-"""The chunked form against the reference scan, and that against its equations: output, final state and every gradient."""
+"""The fast forms against the reference scan, and that against its equations: output, final state and every gradient."""
 
 import functools
 
@@ -55,13 +55,13 @@ def forward(form, a, reset_BT=None, valid_BT=None):
 
 
 @functools.cache
-def fast_form(chunk):
-    return functools.partial(wkv, chunk=chunk)
+def fast_form(impl):
+    return functools.partial(wkv, impl=impl, chunk=4)
 
 
-def compare(a, reset_BT=None, valid_BT=None, chunk=4, rms=RMS):
+def compare(a, reset_BT=None, valid_BT=None, impl="chunk", rms=RMS):
     weights = arrays(a["k"].shape[1], seed=1)
-    fast = values_and_gradients(fast_form(chunk), a, reset_BT, valid_BT, weights)
+    fast = values_and_gradients(fast_form(impl), a, reset_BT, valid_BT, weights)
     assert_close(fast, values_and_gradients(wkv_reference, a, reset_BT, valid_BT, weights), rms)
     return fast
 
@@ -91,7 +91,7 @@ def loop(a, reset_BT=None, valid_BT=None):
     return y, num, den
 
 
-@pytest.mark.parametrize("form", [wkv_reference, fast_form(4)])
+@pytest.mark.parametrize("form", [wkv_reference, fast_form("chunk"), fast_form("scan")])
 def test_both_forms_are_the_equations(form):
     a, (reset_BT, valid_BT) = arrays(37), masks(37)
     for reset, valid in ((None, None), (reset_BT, valid_BT)):
@@ -101,9 +101,9 @@ def test_both_forms_are_the_equations(form):
 
 
 # Blocks are of 16 chunks: at a chunk of 4, 37 tokens are one and 149 are three blocks.
-@pytest.mark.parametrize("T", [2, 3, 37, 149])
-def test_fast_is_the_reference_at_any_length(T):
-    compare(arrays(T))
+@pytest.mark.parametrize(("T", "impl"), [(2, "chunk"), (3, "scan"), (37, "chunk"), (37, "scan"), (149, "chunk")])
+def test_fast_is_the_reference_at_any_length(T, impl):
+    compare(arrays(T), impl=impl)
 
 
 def test_one_token_is_the_reference():
@@ -119,11 +119,11 @@ def test_fast_is_the_reference_for_every_decay(decay):
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(fast))
 
 
-@pytest.mark.parametrize("T", [37, 149])
-def test_resets_and_padding_are_the_reference(T):
+@pytest.mark.parametrize(("T", "impl"), [(37, "chunk"), (37, "scan"), (149, "chunk")])
+def test_resets_and_padding_are_the_reference(T, impl):
     reset_BT, valid_BT = masks(T)
-    compare(arrays(T), reset_BT, valid_BT)
-    if T == 37:
+    compare(arrays(T), reset_BT, valid_BT, impl)
+    if (T, impl) == (37, "chunk"):
         compare(arrays(T), None, valid_BT)
 
 
@@ -139,7 +139,7 @@ def test_keys_of_any_size(size):
 
 def test_far_too_large_keys_stay_finite():
     a = arrays(149, scale=1e4)
-    fast = values_and_gradients(fast_form(4), a, None, None, arrays(149, seed=1))
+    fast = values_and_gradients(fast_form("chunk"), a, None, None, arrays(149, seed=1))
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(fast))
 
 
@@ -157,7 +157,7 @@ def plain(k, v, log_decay, bonus, state):
     return jnp.moveaxis(y, 0, 1), sums
 
 
-@pytest.mark.parametrize("form", [wkv_reference, fast_form(4)])
+@pytest.mark.parametrize("form", [wkv_reference, fast_form("chunk"), fast_form("scan")])
 def test_gradients_of_what_a_state_stands_for(form):
     """A top that is constant in the gradient changes none of num e^top and den e^top."""
     a, w = arrays(37), arrays(37, seed=1)
@@ -177,8 +177,8 @@ def test_gradients_of_what_a_state_stands_for(form):
 
 def test_an_empty_state_is_no_state():
     a = arrays(37) | {"state": None}
-    y, state = forward(fast_form(4), a)
-    assert_close((y, state), forward(fast_form(4), a | {"state": empty_wkv(B, D)}), 0)
+    y, state = forward(fast_form("chunk"), a)
+    assert_close((y, state), forward(fast_form("chunk"), a | {"state": empty_wkv(B, D)}), 0)
     assert float(empty_wkv(1, 1).top[0, 0]) == np.float32(EMPTY)
     # The first token is all there is to average.
     assert_close(y[:, 0], a["v"][:, 0], RMS)
@@ -189,14 +189,14 @@ def test_a_reset_cuts_the_past_off():
     for t in (0, 3, 4, 10):
         reset_BT = jnp.zeros((B, 11), bool).at[:, t].set(True)
         later = {n: x[:, t:] if n in "kv" else x for n, x in a.items()} | {"state": None}
-        y, state = forward(fast_form(4), a, reset_BT)
+        y, state = forward(fast_form("chunk"), a, reset_BT)
         assert_close((y[:, t:], state), forward(wkv_reference, later), RMS)
 
 
 def test_padding_leaves_the_state_as_it_was():
     a, none = arrays(37), jnp.zeros((B, 37), bool)
     for state in (a["state"], empty_wkv(B, D)):
-        _, after = forward(fast_form(4), a | {"state": state}, ~none, none)
+        _, after = forward(fast_form("chunk"), a | {"state": state}, ~none, none)
         assert all(jnp.array_equal(x, y) for x, y in zip(after, state, strict=True))
 
 
@@ -205,7 +205,7 @@ def test_carried_state_is_the_whole():
     pieces, state = [], a["state"]
     for part in (slice(0, 1), slice(1, 20), slice(20, 21), slice(21, 37)):
         piece = {n: x[:, part] if n in "kv" else x for n, x in a.items()} | {"state": state}
-        y, state = forward(fast_form(4), piece, reset_BT[:, part], valid_BT[:, part])
+        y, state = forward(fast_form("chunk"), piece, reset_BT[:, part], valid_BT[:, part])
         pieces.append(y)
     y, expected = forward(wkv_reference, a, reset_BT, valid_BT)
     valid = valid_BT[..., None]
@@ -216,30 +216,32 @@ def test_carried_state_is_the_whole():
 def test_bfloat16_in_and_out_with_float32_inside():
     a = arrays(37)
     low = a | {n: a[n].astype(jnp.bfloat16) for n in "kv"}
-    y, state = forward(fast_form(4), low)
+    y, state = forward(fast_form("chunk"), low)
     assert y.dtype == jnp.bfloat16 and all(x.dtype == jnp.float32 for x in state)
     exact = forward(wkv_reference, low | {n: low[n].astype(jnp.float32) for n in "kv"})
     assert_close(state, exact[1], RMS)
     assert_close(y, exact[0], 2**-8, "one rounding to 8 bits")
 
 
-def test_nothing_but_the_arguments_is_kept_for_the_backward_pass():
+@pytest.mark.parametrize("impl", ["scan", "chunk"])
+def test_nothing_but_the_arguments_is_kept_for_the_backward_pass(impl):
     a = arrays(149)
-    kept = jax.tree.leaves(jax.eval_shape(lambda a: jax.vjp(lambda a: call(wkv, a), a)[1], a))
+    kept = jax.tree.leaves(jax.eval_shape(lambda a: jax.vjp(lambda a: call(fast_form(impl), a), a)[1], a))
     # log decay may be kept both as given and as bounded. A state per token would be 3 B T D numbers more.
     assert sum(x.size for x in kept) <= sum(x.size for x in jax.tree.leaves(a)) + 2 * D
 
 
 @pytest.mark.shipped
-def test_no_state_per_token_at_any_time():
-    def peak(form, T):
+@pytest.mark.parametrize("impl", ["scan", "chunk"])
+def test_no_state_per_token_at_any_time(impl):
+    def peak(impl, T):
         x = jax.ShapeDtypeStruct((1, T, 128), jnp.float32)
         d = jax.ShapeDtypeStruct((128,), jnp.float32)
-        loss = lambda k, v, w, u: jnp.sum(jnp.sin(form(k, v, w, u)[0]))
+        loss = lambda k, v, w, u: jnp.sum(jnp.sin(wkv(k, v, w, u, impl=impl)[0]))
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(x, x, d, d).compile()
         return compiled.memory_analysis().temp_size_in_bytes / (4 * T * 128)
 
-    fast, reference = peak(wkv, 8192), peak(wkv_reference, 8192)
+    fast, reference = peak(impl, 8192), peak("reference", 8192)
     print(f"{fast:.1f} numbers per token and channel, the scan over time {reference:.1f}")
     # Copies of k, v, y and their gradients by blocks; the scan keeps states and exponentials beside.
     assert fast < 8 < 12 < reference
