@@ -1,0 +1,344 @@
+"""The recurrence of the delta rule: DeltaNet, Gated DeltaNet, KDA, DeltaProduct and RWKV-7, by their parameters.
+
+    S_t = (diag(a_t) + u_t w_t^T) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t        a_t in [0, 1], given as log a_t <= 0
+
+B batch, T time, H heads, C key dim, E value dim, N chunks, I and J times within a chunk; A is C for a gate per key channel and
+1 for one per head.
+
+The chunked form (Yang et al. 2024, "Parallelizing linear transformers with the delta rule", and its gated successors). What the
+state is read for, p_t = w_t^T S_{t-1}, is a second value beside v_t, and u_t its key. In a chunk that the state S enters, with
+x.y[i, j] the product of x_i and y_j weighted by the decay between the tokens, rows w up to before i and rows q up to i,
+
+    P = (1 - w.u)^-1 (w S + w.k V)        O = q S + q.u P + q.k V        S' = a S + u^T P + k^T V
+
+w.u is strictly lower triangular; its unit triangular inverse is joined from inverses of its halves, since sums of its powers
+lose all digits. Only the states go from chunk to chunk one after the other. Decays are sums of non-positive terms, never
+differences, so that any gate is safe, also a = 0: that is how a reset enters.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from jaxeff.core.errors import lookup
+
+# log a of a reset: exp is 0, and sums of it over any length stay finite, which -inf would not survive times 0 in a gradient.
+RESET = -1e30
+
+
+def delta_rule(
+    q_BTHC: jax.Array,
+    k_BTHC: jax.Array,
+    v_BTHE: jax.Array,
+    u_BTHC: jax.Array,
+    w_BTHC: jax.Array,
+    log_a: jax.Array | None = None,
+    state_BHCE: jax.Array | None = None,
+    reset_BT: jax.Array | None = None,
+    *,
+    impl: str | None = None,
+    chunk: int = 32,
+    recompute: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout.
+
+    log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where the state is zeroed
+    before token t. A token with k = 0, u = 0 and log a = 0 leaves the state as it was. The plain delta rule is k = beta k,
+    u = -beta k, w = k; with a gate, w = a k.
+    impl: "chunk" (default) or "reference". chunk: a power of two; time C + E + chunk per token, memory C E / chunk + chunk.
+    recompute: keep nothing but the arguments between forward and backward; False is quicker, and for callers that wrap more
+    than this in `jax.checkpoint` themselves.
+
+    Raises ValueError for shapes that disagree and a chunk that is no power of two.
+    """
+    form = lookup(IMPLS, impl or "chunk", "form of delta_rule")
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"delta_rule: chunk must be a power of two, found {chunk}")
+    _check(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT)
+    B, T, H, C = q_BTHC.shape
+    if state_BHCE is None:
+        state_BHCE = jnp.zeros((B, H, C, v_BTHE.shape[-1]), jnp.float32)
+    if form is delta_rule_reference or T == 1:
+        run = _scan
+    else:
+        run = functools.partial(_chunked, size=min(chunk, 1 << (T - 1).bit_length()))
+        run = jax.checkpoint(run) if recompute else run
+    state_BHCE = state_BHCE.astype(jnp.float32)
+    o_BTHE, state_BHCE = run(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT)
+    return o_BTHE.astype(q_BTHC.dtype), state_BHCE
+
+
+def delta_rule_reference(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a=None, state_BHCE=None, reset_BT=None):
+    """The recurrence as a scan over time; arguments and results as for `delta_rule`."""
+    return delta_rule(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT, impl="reference")
+
+
+def _check(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT):
+    for name, x in {"q": q_BTHC, "v": v_BTHE}.items():
+        if x.ndim != 4:
+            raise ValueError(f"delta_rule: {name} has shape {x.shape}, expected [batch, time, heads, channels]")
+    (B, T, H, C), E = q_BTHC.shape, v_BTHE.shape[-1]
+    expected = {
+        "k": (k_BTHC, [(B, T, H, C)]),
+        "v": (v_BTHE, [(B, T, H, E)]),
+        "u": (u_BTHC, [(B, T, H, C)]),
+        "w": (w_BTHC, [(B, T, H, C)]),
+        "log_a": (log_a, [(B, T, H), (B, T, H, C)]),
+        "state": (state_BHCE, [(B, H, C, E)]),
+        "reset": (reset_BT, [(B, T)]),
+    }
+    for name, (x, shapes) in expected.items():
+        if x is not None and x.shape not in shapes:
+            raise ValueError(f"delta_rule: {name} has shape {x.shape}, expected {' or '.join(map(str, shapes))}")
+
+
+def _with_channels(log_a, q):
+    """log a [..., H, A], where q is [..., H, C]; None stays None."""
+    return None if log_a is None else log_a.reshape(*q.shape[:-1], -1)
+
+
+def _scan(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT):
+    """(o_BTHE, state), token by token."""
+
+    def step(state_BHCE, token):
+        *token, reset_B = token
+        q_BHC, k_BHC, v_BHE, u_BHC, w_BHC, log_a_BHA = (None if x is None else x.astype(jnp.float32) for x in token)
+        if reset_B is not None:
+            state_BHCE = jnp.where(reset_B[:, None, None, None], 0.0, state_BHCE)
+        p_BHE = jnp.einsum("bhc,bhce->bhe", w_BHC, state_BHCE)
+        kept_BHCE = state_BHCE if log_a_BHA is None else jnp.exp(log_a_BHA)[..., None] * state_BHCE
+        new_BHCE = kept_BHCE + u_BHC[..., None] * p_BHE[:, :, None] + k_BHC[..., None] * v_BHE[:, :, None]
+        return new_BHCE, jnp.einsum("bhce,bhc->bhe", new_BHCE, q_BHC)
+
+    tokens = (q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, _with_channels(log_a, q_BTHC), reset_BT)
+    tokens_TB = [None if x is None else jnp.moveaxis(x, 1, 0) for x in tokens]
+    state_BHCE, o_TBHE = jax.lax.scan(step, state_BHCE, tokens_TB)
+    return jnp.moveaxis(o_TBHE, 0, 1), state_BHCE
+
+
+def _chunked(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT, size: int):
+    """(o_BTHE, state): products within all chunks at once, and a scan over the chunks."""
+    T = q_BTHC.shape[1]
+
+    def cut(x):
+        """[B, T, H, X] -> [N, B, H, I, X] in float32, zeros after the end (k = u = 0, log a = 0: nothing happens there)."""
+        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -T % size), (0, 0), (0, 0)))
+        return rearrange(x, "b (n i) h x -> n b h i x", i=size)
+
+    q, k, v, u, w = map(cut, (q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC))
+    gate = None if log_a is None else cut(jnp.maximum(_with_channels(log_a, q_BTHC), RESET))
+    if reset_BT is not None:
+        reset = cut(reset_BT[:, :, None, None]) > 0
+        w = jnp.where(reset, 0.0, w)
+        gate = jnp.where(reset, RESET, jnp.zeros_like(w[..., :1]) if gate is None else gate)
+    products = _by_head if gate is None or gate.shape[-1] == 1 else _by_channel
+    o, state_BHCE = _chunks(*products((w, q), (u, k), gate), v, state_BHCE)
+    return rearrange(o, "n b h i e -> b (n i) h e")[:, :T], state_BHCE
+
+
+def _turned(x):
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _by_head(rows, cols, log_a):
+    """For rows (w, q) and columns (u, k) [N, B, H, I, C] with one gate a head, or none:
+
+    their products weighted by the decay between them, ((w.u, w.k), (q.u, q.k)) [N, B, H, I, J]; the rows decayed from the chunk's
+    start, the columns to its end, and what is kept of the state, [N, B, H, A, 1], None for all.
+    """
+    size = rows[0].shape[-2]
+    through = (jnp.arange(size)[:, None] >= jnp.arange(size)[None])[None, None, None]  # at or after
+    if log_a is None:
+        between = (_before(through.astype(jnp.float32)), through.astype(jnp.float32))
+        return _weighted(rows, cols, between), rows, cols, None
+    # Sums from after j to i, from the start in the first column: of terms of one sign, as a product with a triangle of ones.
+    ones, terms = through[0, 0, 0].astype(jnp.float32), jnp.where(through, log_a, 0.0)
+    sums = jnp.einsum("it,...tj->...ij", ones, terms, precision="highest")
+    to_i = jnp.exp(sums[..., :1])
+    q_between = jnp.where(through, jnp.exp(jnp.concatenate([sums[..., 1:], jnp.zeros_like(to_i)], axis=-1)), 0.0)
+    A = _weighted(rows, cols, (_before(q_between), q_between))
+    w, q = rows[0] * _before(to_i, 1.0), rows[1] * to_i
+    to_end = _turned(q_between[..., -1:, :])
+    return A, (w, q), tuple(x * to_end for x in cols), to_i[..., -1:, :]
+
+
+def _before(x, start: float = 0.0):
+    """Rows of the token before each: what rows w see, which read the state before the token."""
+    return jnp.pad(x[..., :-1, :], ((0, 0),) * (x.ndim - 2) + ((1, 0), (0, 0)), constant_values=start)
+
+
+def _weighted(rows, cols, between):
+    return tuple(tuple(x @ _turned(y) * weight for y in cols) for x, weight in zip(rows, between, strict=True))
+
+
+def _halves(x, h: int):
+    """The left and the right halves of blocks of 2 h tokens: [..., I, X] -> [..., I / 2h, h, X] each."""
+    x = x.reshape(*x.shape[:-2], -1, 2, h, x.shape[-1])
+    return x[..., 0, :, :], x[..., 1, :, :]
+
+
+def _joined(left, right):
+    """The inverse of `_halves`."""
+    x = jnp.stack([left, right], axis=-3)
+    return x.reshape(*x.shape[:-4], -1, x.shape[-1])
+
+
+def _levels(log_a):
+    """Sums of log a by halving: [(h, from the start of a right half to i for rows w and q, from after j to the end of a left half)]
+    and, for the whole chunk, both."""
+    w_before, q_before, after = jnp.zeros_like(log_a), log_a, jnp.zeros_like(log_a)
+    levels, h = [], 1
+    while h < log_a.shape[-2]:
+        (w_left, w_right), (q_left, q_right), (left, right) = (_halves(x, h) for x in (w_before, q_before, after))
+        levels.append((h, (w_right, q_right), left))
+        to_middle, from_middle = q_left[..., -1:, :], q_right[..., -1:, :]
+        w_before, q_before = _joined(w_left, to_middle + w_right), _joined(q_left, to_middle + q_right)
+        after = _joined(left + from_middle, right)
+        h *= 2
+    return levels, (w_before, q_before), after
+
+
+def _blocks(upper_lower, crossing):
+    """Pairs of blocks [..., m, h, h] and what lies below the first of each -> blocks of 2 h."""
+    upper, lower = upper_lower[..., ::2, :, :], upper_lower[..., 1::2, :, :]
+    upper = jnp.concatenate([upper, jnp.zeros_like(upper)], axis=-1)
+    return jnp.concatenate([upper, jnp.concatenate([crossing, lower], axis=-1)], axis=-2)
+
+
+@jax.custom_vjp
+def _by_channel(rows, cols, log_a):
+    """`_by_head` with a gate per channel, [..., I, C]: for i in the right and j in the left half of a block, the decay is that from
+    the middle to i times that from j to the middle."""
+    levels, before, after = _levels(log_a)
+    own = [jnp.sum(rows[1] * y, axis=-1)[..., None, None] for y in cols]  # a token reads itself by q alone
+    A = [[jnp.zeros_like(x) for x in own], own]
+    for h, to_i, to_middle in levels:
+        right, left = _scaled(rows, cols, h, to_i, to_middle)
+        A = [[_blocks(A[x][y], right[x] @ _turned(left[y])) for y in (0, 1)] for x in (0, 1)]
+    rows = tuple(x * jnp.exp(g) for x, g in zip(rows, before, strict=True))
+    cols = tuple(y * jnp.exp(after) for y in cols)
+    return tuple(tuple(a[..., 0, :, :] for a in row) for row in A), rows, cols, jnp.exp(_turned(before[1][..., -1:, :]))
+
+
+def _scaled(rows, cols, h: int, to_i, to_middle):
+    """Rows of right halves decayed from the middle, columns of left halves to the middle."""
+    right = [_halves(x, h)[1] * jnp.exp(g) for x, g in zip(rows, to_i, strict=True)]
+    return right, [_halves(y, h)[0] * jnp.exp(to_middle) for y in cols]
+
+
+def _by_channel_forward(rows, cols, log_a):
+    return _by_channel(rows, cols, log_a), (rows, cols, log_a)
+
+
+def _by_channel_backward(arguments, gradients):
+    """From the whole chunk down to single tokens. Gradients of sums over a block are pushed down to those over its halves; what
+    arrives at single tokens, of q's sums, is log a's."""
+    (rows, cols, log_a), (dA, drows, dcols, dkept) = arguments, gradients
+    levels, before, after = _levels(log_a)
+    decay, to_end = [jnp.exp(g) for g in before], jnp.exp(after)
+    drows, dcols = [d * e for d, e in zip(drows, decay, strict=True)], [d * to_end for d in dcols]
+    dbefore = [d * x for d, x in zip(drows, rows, strict=True)]
+    dafter = sum(d * y for d, y in zip(dcols, cols, strict=True))
+    dbefore[1] = dbefore[1] + _last(_turned(dkept) * decay[1][..., -1:, :], log_a.shape[-2])
+    dA = [[d[..., None, :, :] for d in row] for row in dA]
+    for h, to_i, to_middle in reversed(levels):
+        right, left = _scaled(rows, cols, h, to_i, to_middle)
+        crossing = [[d[..., h:, :h] for d in row] for row in dA]
+        dA = [[_diagonal(d, h) for d in row] for row in dA]
+        dright = [crossing[x][0] @ left[0] + crossing[x][1] @ left[1] for x in (0, 1)]
+        dleft = [_turned(crossing[0][y]) @ right[0] + _turned(crossing[1][y]) @ right[1] for y in (0, 1)]
+        e_left, zero = jnp.exp(to_middle), jnp.zeros_like(to_middle)
+        drows = [d + _joined(zero, new * jnp.exp(g)) for d, new, g in zip(drows, dright, to_i, strict=True)]
+        dcols = [d + _joined(new * e_left, zero) for d, new in zip(dcols, dleft, strict=True)]
+        # before = (left, the total of left + right), after = (left + the total of right, right); totals are last sums of q.
+        of_left = sum(jnp.sum(_halves(d, h)[1], axis=-2, keepdims=True) for d in dbefore)
+        of_right = jnp.sum(_halves(dafter, h)[0], axis=-2, keepdims=True)
+        w_new, q_new = (d * x for d, x in zip(dright, right, strict=True))
+        dbefore = [
+            dbefore[0] + _joined(zero, w_new),
+            dbefore[1] + _joined(_last(of_left, h), q_new + _last(of_right, h)),
+        ]
+        dafter = dafter + _joined(dleft[0] * left[0] + dleft[1] * left[1], zero)
+    own = [d[..., 0] for d in dA[1]]
+    drows[1] = drows[1] + own[0] * cols[0] + own[1] * cols[1]
+    dcols = tuple(d + a * rows[1] for d, a in zip(dcols, own, strict=True))
+    return tuple(drows), dcols, dbefore[1]
+
+
+def _last(x, h: int):
+    """[..., 1, X] in the last of h places [..., h, X], zeros in the others."""
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((h - 1, 0), (0, 0)))
+
+
+def _diagonal(x, h: int):
+    """The two blocks of size h on the diagonal of each block of 2 h: [..., m, 2h, 2h] -> [..., 2m, h, h]."""
+    x = jnp.stack([x[..., :h, :h], x[..., h:, h:]], axis=-3)
+    return x.reshape(*x.shape[:-4], -1, h, h)
+
+
+_by_channel.defvjp(_by_channel_forward, _by_channel_backward)
+
+
+def _inverse(A):
+    """(1 - A)^-1 for strictly lower triangular A [..., I, I]: inverses of blocks of 2, joined to blocks of 4, 8, ..."""
+    size = A.shape[-1]
+    if size == 1:
+        return jnp.ones_like(A)
+
+    def diagonal(h):
+        """The blocks of size h on the diagonal, [..., I / h, h, h]."""
+        return jnp.stack([A[..., m : m + h, m : m + h] for m in range(0, size, h)], axis=-3)
+
+    two = diagonal(2)
+    h, X = 2, two + jnp.broadcast_to(jnp.eye(2, dtype=A.dtype), two.shape)
+    while h < size:
+        X = _blocks(X, X[..., 1::2, :, :] @ diagonal(2 * h)[..., h:, :h] @ X[..., ::2, :, :])
+        h *= 2
+    return X[..., 0, :, :]
+
+
+@jax.custom_vjp
+def _chunks(A, rows, cols, kept, v, state):
+    """(o [N, B, H, I, E], state): the equations at the head of this file, from the products of all chunks."""
+    return _chunks_forward(A, rows, cols, kept, v, state)[0]
+
+
+def _chunks_forward(A, rows, cols, kept, v, state):
+    ((wu, wk), (qu, qk)), (w, q), (u, k) = A, rows, cols
+    inverse, wkv, kv = _inverse(wu), wk @ v, _turned(k) @ v
+
+    def step(state, chunk):
+        w, u, kept, inverse, wkv, kv = chunk
+        p = inverse @ (w @ state + wkv)
+        new = (state if kept is None else kept * state) + _turned(u) @ p + kv
+        return new, (state, p)
+
+    final, (entering, p) = jax.lax.scan(step, state, (w, u, kept, inverse, wkv, kv))
+    return (q @ entering + qu @ p + qk @ v, final), (A, rows, cols, kept, v, inverse, p, entering)
+
+
+def _chunks_backward(residuals, gradients):
+    (A, rows, cols, kept, v, inverse, p, entering), (do, dfinal) = residuals, gradients
+    ((_, wk), (qu, qk)), (w, q), (u, k) = A, rows, cols
+    from_o, by_q = _turned(qu) @ do, _turned(q) @ do
+
+    def step(dstate, chunk):
+        w, u, kept, inverse, from_o, by_q = chunk
+        dread = _turned(inverse) @ (from_o + u @ dstate)
+        return (dstate if kept is None else kept * dstate) + _turned(w) @ dread + by_q, (dstate, dread)
+
+    dstart, (dstate, dread) = jax.lax.scan(step, dfinal, (w, u, kept, inverse, from_o, by_q), reverse=True)
+    dkept = None
+    if kept is not None:
+        dkept = jnp.sum(dstate * entering, axis=(-2, -1) if kept.shape[-2] == 1 else -1, keepdims=True)
+    dA = tuple(tuple(d @ _turned(x) for x in (p, v)) for d in (dread, do))
+    dv = _turned(qk) @ do + k @ dstate + _turned(wk) @ dread
+    drows, dcols = tuple(d @ _turned(entering) for d in (dread, do)), tuple(x @ _turned(dstate) for x in (p, v))
+    return dA, drows, dcols, dkept, dv, dstart
+
+
+_chunks.defvjp(_chunks_forward, _chunks_backward)
+
+IMPLS = {"chunk": delta_rule, "reference": delta_rule_reference}
