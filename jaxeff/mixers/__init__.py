@@ -7,10 +7,11 @@ from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
+from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 from jaxeff.mixers.short_conv import ShortConv
 
 __all__ = [
-    "GQA", "MHA", "MLP", "MQA", "RWKV4", "Ctx", "LayerNorm", "LinearAttention", "Mamba", "Mamba2", "Out", "RMSNorm", "RWKV4Channel",
-    "ShortConv", "SlidingWindow",
+    "GQA", "MHA", "MLP", "MQA", "RGLRU", "RWKV4", "Ctx", "LayerNorm", "LinearAttention", "Mamba", "Mamba2", "Out", "RMSNorm",
+    "RWKV4Channel", "ShortConv", "SlidingWindow",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 
 MIXERS = {
@@ -15,6 +16,7 @@ MIXERS = {
     "linear": LinearAttention,
     "mamba": Mamba,
     "mamba2": Mamba2,
+    "rglru": RGLRU,
     "rwkv4": RWKV4,
 }
 

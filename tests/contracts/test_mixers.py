@@ -29,6 +29,7 @@ from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
+from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.models import LM, Block, Stage
@@ -63,6 +64,8 @@ SMALL = {
     ),
     "mlp": MLP(16, d_hidden=24),
     "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", biases=("up", "down")),
+    "rglru": RGLRU(16, d_rnn=24, n_heads=2),
+    "rglru/options": RGLRU(12, n_heads=3, conv=ShortConv(3, bias=False, activation=None), biases=("o",)),
     "rwkv4": RWKV4(16, d_attention=24),
     "rwkv4_channel": RWKV4Channel(16, d_hidden=24),
 }
