@@ -1,7 +1,11 @@
 """Sequence and channel mixers: `from jaxeff.mixers import GQA`."""
 
 from jaxeff.mixers.base import Ctx, Out
+from jaxeff.mixers.deltanet import DeltaNet
+from jaxeff.mixers.gated_deltanet import GatedDeltaNet
+from jaxeff.mixers.gated_deltaproduct import GatedDeltaProduct
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
+from jaxeff.mixers.kda import KDA
 from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
@@ -12,6 +16,6 @@ from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 from jaxeff.mixers.short_conv import ShortConv
 
 __all__ = [
-    "GQA", "MHA", "MLP", "MQA", "RGLRU", "RWKV4", "Ctx", "LayerNorm", "LinearAttention", "Mamba", "Mamba2", "Out", "RMSNorm",
+    "GQA", "KDA", "MHA", "MLP", "MQA", "RGLRU", "RWKV4", "Ctx", "DeltaNet", "GatedDeltaNet", "GatedDeltaProduct", "LayerNorm", "LinearAttention", "Mamba", "Mamba2", "Out", "RMSNorm",
     "RWKV4Channel", "ShortConv", "SlidingWindow",
 ]  # fmt: skip

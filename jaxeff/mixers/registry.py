@@ -1,6 +1,10 @@
 """Every mixer by name. A new one is a file beside this one and a line here."""
 
+from jaxeff.mixers.deltanet import DeltaNet
+from jaxeff.mixers.gated_deltanet import GatedDeltaNet
+from jaxeff.mixers.gated_deltaproduct import GatedDeltaProduct
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
+from jaxeff.mixers.kda import KDA
 from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
@@ -14,6 +18,10 @@ MIXERS = {
     "mqa": MQA,
     "window": SlidingWindow,
     "linear": LinearAttention,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "gated_deltaproduct": GatedDeltaProduct,
+    "kda": KDA,
     "mamba": Mamba,
     "mamba2": Mamba2,
     "rglru": RGLRU,
