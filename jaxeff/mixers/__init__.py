@@ -13,9 +13,30 @@ from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
+from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
 from jaxeff.mixers.short_conv import ShortConv
 
 __all__ = [
-    "GQA", "KDA", "MHA", "MLP", "MQA", "RGLRU", "RWKV4", "Ctx", "DeltaNet", "GatedDeltaNet", "GatedDeltaProduct", "LayerNorm", "LinearAttention", "Mamba", "Mamba2", "Out", "RMSNorm",
-    "RWKV4Channel", "ShortConv", "SlidingWindow",
-]  # fmt: skip
+    "Ctx",
+    "DeltaNet",
+    "GQA",
+    "GatedDeltaNet",
+    "GatedDeltaProduct",
+    "KDA",
+    "LayerNorm",
+    "LinearAttention",
+    "MHA",
+    "MLP",
+    "MQA",
+    "Mamba",
+    "Mamba2",
+    "Out",
+    "RGLRU",
+    "RMSNorm",
+    "RWKV4",
+    "RWKV4Channel",
+    "RWKV7",
+    "RWKV7Channel",
+    "ShortConv",
+    "SlidingWindow",
+]

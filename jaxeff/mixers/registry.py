@@ -11,6 +11,7 @@ from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
+from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
 
 MIXERS = {
     "gqa": GQA,
@@ -26,9 +27,11 @@ MIXERS = {
     "mamba2": Mamba2,
     "rglru": RGLRU,
     "rwkv4": RWKV4,
+    "rwkv7": RWKV7,
 }
 
 CHANNEL_MIXERS = {
     "mlp": MLP,
     "rwkv4_channel": RWKV4Channel,
+    "rwkv7_channel": RWKV7Channel,
 }

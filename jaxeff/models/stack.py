@@ -238,6 +238,6 @@ def _unread(name: str, reader: str, stage: int, gone: dict[str, int]) -> str:
             f"{problem}, which stage {gone[name]} writes; but that stage is repeated, so the value ends with each repeat: "
             f"write it in a stage of one repeat"
         )
-    able = sorted(key for key, make in (MIXERS | CHANNEL_MIXERS).items() if name in getattr(make, "writes", ()))
+    able = sorted(key for key, make in (MIXERS | CHANNEL_MIXERS).items() if name in getattr(make(), "writes", ()))
     who = f"; {' and '.join(map(repr, able))} would write it" if able else "; no mixer of the registry writes it"
     return f"{problem}, which no block before it writes{who}"

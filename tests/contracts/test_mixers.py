@@ -35,6 +35,7 @@ from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
+from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
 from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.models import LM, Block, Stage
 from jaxeff.ops.attention_kernels import LANES
@@ -70,6 +71,8 @@ SMALL = {
     "gated_deltanet": GatedDeltaNet(16, n_heads=2, n_key_heads=1, head_dim=6),
     "gated_deltaproduct": GatedDeltaProduct(12, n_heads=2, n_key_heads=1, head_dim=6, value_dim=5),
     "kda": KDA(16, n_heads=2, n_key_heads=1, head_dim=6, value_dim=5),
+    "rwkv7": RWKV7(12, head_dim=6, ranks=(3, 4, 5, 6)),
+    "rwkv7_channel": RWKV7Channel(12, d_hidden=20),
     "mlp": MLP(16, d_hidden=24),
     "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", biases=("up", "down")),
     "rglru": RGLRU(16, d_rnn=24, n_heads=2),
@@ -85,7 +88,7 @@ CASES |= {name: mixer for name, mixer in SMALL.items() if "/" in name}
 GROWING = {"gqa", "gqa/options", "gqa/full-norm", "mha", "mqa"}
 
 # How many tokens a channel mixer looks back; all others none.
-LOOK_BACK = {"rwkv4_channel": 1}
+LOOK_BACK = {"rwkv4_channel": 1, "rwkv7_channel": 1}
 
 B, HALF = 2, 35
 T = 2 * HALF

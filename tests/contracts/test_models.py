@@ -16,8 +16,8 @@ import jaxeff
 from jaxeff.core.precision import POLICIES
 from jaxeff.core.sharding import batch_sharding
 from jaxeff.core.tree import paths
-from jaxeff.mixers import GQA, MLP, Ctx, LayerNorm, RMSNorm, SlidingWindow
-from jaxeff.models import LM, Block, Stage
+from jaxeff.mixers import GQA, MLP, RWKV7, Ctx, LayerNorm, RMSNorm, RWKV7Channel, SlidingWindow
+from jaxeff.models import LM, Block, Stage, rwkv7_stages
 from jaxeff.models.stack import Tied
 from tests.closeness import assert_close
 from tests.models.toy_mixers import FirstValue, Pair, Shift
@@ -52,6 +52,10 @@ MODELS = {
     "sandwich": lm(
         Stage((Block(WINDOW, SMALL, OFFSET, "sandwich"), Block(SOFTMAX, None, placement="sandwich")), 2),
         embed_scale="sqrt", softcap=2.0, norm=OFFSET,
+    ),
+    "rwkv7": lm(
+        *rwkv7_stages(3, RWKV7(head_dim=8, ranks=(3, 4, 5, 6)), RWKV7Channel(d_hidden=20)),
+        norm=LayerNorm(), embed_norm=LayerNorm(), tied=False,
     ),
     "post": lm(
         Stage((Block(FirstValue(), None),)),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.mixers.base import Ctx
 from tests.closeness import assert_close
 
 FOLDER = Path(os.environ.get("JAXEFF_GOLDEN") or Path(__file__).parent)
@@ -32,7 +33,7 @@ def cases(name):
     return found
 
 
-def agree(mixer, case, convert):
+def agree(mixer, case, convert, ctx=Ctx()):  # noqa: B008  immutable
     """y, dx and every parameter's gradient of a mixer are those of the published layer.
 
     convert: the layer's arrays by path -> our tree; it only cuts and turns, so it serves gradients too.
@@ -41,7 +42,7 @@ def agree(mixer, case, convert):
 
     @jax.jit
     def run(params, x_BTD):
-        y_BTD, pullback = jax.vjp(lambda p, x: mixer.apply(p, x).y, params, x_BTD)
+        y_BTD, pullback = jax.vjp(lambda p, x: mixer.apply(p, x, ctx=ctx).y, params, x_BTD)
         return y_BTD, pullback(jnp.asarray(case["cotangent"]))
 
     y_BTD, (grads, dx_BTD) = run(params, jnp.asarray(case["x"]))
