@@ -3,6 +3,7 @@
 # make lint       ruff alone: formatting and checks
 # make format     puts the code into the one format
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
+# make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours
 # make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
 # make docs       the pages of docs/ as a site in site/
 # make clean      removes environments, caches and builds; keeps runs/
@@ -13,7 +14,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test lint format env bench-env figures docs clean check-python
+.PHONY: ablation test lint format env bench-env parity figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -30,7 +31,7 @@ export TMPDIR := $(CURDIR)/.cache/tmp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 WORKDIR ?= runs/quickstart
-TORCH ?= torch
+TORCH ?= torch==2.13.0
 
 ablation: $(STAMP)
 	@$(VENV) -m jaxeff.cli ablate configs/ablations/quickstart.py --workdir "$(WORKDIR)"
@@ -57,7 +58,8 @@ $(STAMP): setup.cfg pyproject.toml | check-python
 	@$(VENV) -m pip install --quiet --editable ".[test]"
 	@touch "$(STAMP)"
 
-# The peers in an environment of their own: torch never enters jaxeff's. TORCH is what pip is asked for: a version, a wheel.
+# The peers in an environment of their own: torch never enters jaxeff's. TORCH is what pip is asked for: a version, a wheel. Of
+# fla-core the plain recurrences are read alone, which need none of what its kernels do.
 bench-env: .venv-bench/stamp
 
 .venv-bench/stamp: setup.cfg | check-python
@@ -65,8 +67,15 @@ bench-env: .venv-bench/stamp
 	@echo "making .venv-bench with torch and transformers"
 	@"$(PYTHON)" -m venv --clear .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet $(TORCH)
-	@.venv-bench/bin/python -m pip install --quiet transformers
+	@.venv-bench/bin/python -m pip install --quiet transformers einops
+	@.venv-bench/bin/python -m pip install --quiet --no-deps fla-core
 	@touch .venv-bench/stamp
+
+parity: $(STAMP) .venv-bench/stamp
+	@rm -rf .cache/parity
+	@set -e; for maker in tests/golden/make_*.py; do .venv-bench/bin/python "$$maker" .cache/parity 1 2>.cache/parity.log || { \
+	  cat .cache/parity.log >&2; exit 1; }; done
+	@JAXEFF_GOLDEN="$(CURDIR)/.cache/parity" $(VENV) -m pytest -n 2 -q tests/golden
 
 figures: $(STAMP) .venv-bench/stamp
 	@mkdir -p runs/figures

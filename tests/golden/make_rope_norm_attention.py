@@ -5,11 +5,10 @@
 Rotary embeddings of every scaling, norms, and attention layers in float32 on the CPU. Everything is seeded.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import transformers
+from torch_layers import FOLDER, SEED
 from transformers import Gemma2Config, GPTNeoXConfig, LlamaConfig, PhiConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
@@ -22,7 +21,6 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
-HERE = Path(__file__).parent
 # Float32 angles carry an error of position * 2^-24; below 200 that is at most 1.2e-5, and 4e-6 in the mean over channels.
 POSITIONS = [0, 1, 2, 3, 7, 16, 31, 64, 127, 199]
 HEAD_DIM = 16
@@ -123,7 +121,7 @@ def attentions(out):
 
 
 if __name__ == "__main__":
-    GENERATOR = torch.Generator().manual_seed(0)
+    GENERATOR = torch.Generator().manual_seed(SEED)
     arrays = {}
     with torch.no_grad():
         ropes(arrays)
@@ -131,5 +129,7 @@ if __name__ == "__main__":
         attentions(arrays)
     arrays = {name: np.asarray(x.detach().numpy()) for name, x in arrays.items()}
     arrays["versions"] = np.array([f"torch {torch.__version__}", f"transformers {transformers.__version__}"])
-    np.savez_compressed(HERE / "rope_norm_attention.npz", **arrays)
-    print(len(arrays), "arrays,", (HERE / "rope_norm_attention.npz").stat().st_size, "bytes")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / "rope_norm_attention.npz"
+    np.savez_compressed(path, **arrays)
+    print(f"{path}: {len(arrays)} arrays, {path.stat().st_size} bytes")

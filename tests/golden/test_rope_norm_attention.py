@@ -1,7 +1,5 @@
 """Rotary embedding, norms and attention against values that published code computed; see make_rope_norm_attention.py."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +9,9 @@ from jaxeff.ops.attention import attention
 from jaxeff.ops.norm import layer_norm, rms_norm
 from jaxeff.ops.rope import Linear, Llama3, Rope, Yarn, cos_sin, rope
 from tests.closeness import assert_close
+from tests.golden.published import FOLDER
 
-with np.load(Path(__file__).parent / "rope_norm_attention.npz") as file:
+with np.load(FOLDER / "rope_norm_attention.npz") as file:
     GOLDEN = {name: jnp.asarray(file[name]) for name in file.files if name != "versions"}
 
 ROPES = {

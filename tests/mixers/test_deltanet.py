@@ -86,21 +86,19 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", MIXERS)
 def test_is_its_equations_for_any_gate(name, case):
-    """float32: reflections do not damp errors, which add up over thousands of steps, and a norm divides by what may be small:
-    3e-5. bfloat16: ten roundings of 2^-9 in a row, and those of keys and betas change what the state replaces: 5 %; with
-    inputs 30 times too large the gates' inputs are off by whole units, and finite is all that is asked."""
+    """float32: sums of some hundred products and a norm, 5e-7 is usual. bfloat16: ten roundings of 2^-9, 1 % is usual; 4 % where
+    inputs 30 times too large saturate beta at 2, so that nothing damps an error."""
     m = MIXERS[name]
     changed, factor, time = CASES[case]
     params = values(m, KEY)
     params |= {key: jnp.full_like(params[key], value) for key, value in changed.items() if key in params}
     x_BTD = factor * jax.random.normal(jax.random.key(1), (1, time, 16))
-    for dtype, limit in (("float32", 3e-5), ("bfloat16", 5e-2)):
+    for dtype, limit in (("float32", 5e-6), ("bfloat16", 6e-2)):
         x, policy = x_BTD.astype(dtype), POLICIES[dtype]
         out = apply_mixer(m, params, x, None, Ctx(policy=policy))
         error = relative_rms(out.y, by_hand(m, params, x))
         print(f"{name}, {case}, {dtype}: {error:.1e}")
-        assert out.y.dtype == jnp.dtype(dtype) and np.isfinite(error)
-        assert error < limit or (dtype == "bfloat16" and factor > 1)
+        assert out.y.dtype == jnp.dtype(dtype) and error < limit
         for path, g in jaxeff.core.tree.paths(gradients(m, params, x, policy)).items():
             assert np.all(np.isfinite(np.asarray(g, np.float32))), path
 
