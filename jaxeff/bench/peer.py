@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxeff.core.errors import UserError
 
-PROGRAMS = {"hf": Path(__file__).parent / "peers" / "hf_llama.py"}
+PROGRAMS = {"hf": Path(__file__).parent / "peers" / "hf.py"}
 DEFAULT_PYTHON = ".venv-bench/bin/python"
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from jaxeff.bench.lists import numbers, pairs
+from jaxeff.bench.pairs import PAIRS
 from jaxeff.bench.peer import PROGRAMS, Peer
 from jaxeff.bench.record import record
 from jaxeff.bench.timing import MATMUL, PAUSE, matmul_clock
@@ -19,11 +20,7 @@ from jaxeff.core.spec import count
 from jaxeff.data import TextData
 from jaxeff.evaluate.timing import alternate, seconds, summary
 from jaxeff.lab.measure import Training
-from jaxeff.mixers.gqa import GQA
-from jaxeff.mixers.mlp import MLP
-from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
-from jaxeff.models.stack import Stage
 from jaxeff.train.experiment import Experiment, Train
 
 
@@ -36,49 +33,48 @@ class Size:
     batch: int
     n_layers: int = 4
     vocab_size: int = 1024
-
-    @property
-    def n_heads(self) -> int:
-        return max(8, self.d_model // 64)
-
-    @property
-    def n_kv_heads(self) -> int:
-        return self.n_heads // 4
-
-    @property
-    def d_hidden(self) -> int:
-        return 4 * self.d_model
+    mixer: str = "gqa"
 
     @property
     def lm(self) -> LM:
-        block = Block(GQA(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads), MLP(d_hidden=self.d_hidden))
-        return LM(self.vocab_size, self.d_model, (Stage((block,), self.n_layers),))
+        return PAIRS[self.mixer].lm(self.vocab_size, self.d_model, self.n_layers)
 
     @property
     def flops(self) -> float:
-        """FLOPs of the matrix products of one step, 3 x forward: 2 per weight and token, 4 D per visible pair and layer."""
+        """FLOPs of the matrix products of one step with weights, 3 x forward, 2 per weight and token; and, of attention, 4 D per
+        visible pair and layer. What a recurrence needs beside is not counted: it differs from form to form."""
         tokens, pairs = self.batch * self.time, self.batch * self.time * (self.time + 1) / 2
-        return 3 * (2 * count(self.lm.specs()) * tokens + 4 * self.d_model * pairs * self.n_layers)
+        attention = 4 * self.d_model * pairs * self.n_layers if self.mixer == "gqa" else 0
+        return 3 * (2 * count(self.lm.specs()) * tokens + attention)
 
     def __str__(self) -> str:
-        return f"D {self.d_model}, T {self.time} x batch {self.batch}"
+        return f"{self.mixer}, D {self.d_model}, T {self.time} x batch {self.batch}"
 
 
 def train(
     sizes: str = "256x4,1024x1",
     d_model: str = "256",
+    mixer: str = "gqa",
     dtype: str = "float32",
     peer: str = "hf",
     peer_python: str | None = None,
     rounds: int = 10,
 ) -> dict:
-    """Milliseconds a training step: ours against the peer's (`hf`: Llama of Transformers in torch, SDPA attention; `none`).
+    """Milliseconds a training step: ours against the peer's (`hf`: the same model of Transformers in torch; `none`).
 
-    `sizes` are time x batch, `d_model` widths, both lists with commas. `peer_python` is the interpreter of the peers, by
+    `mixer` names models of `bench.pairs` (gqa: Llama with SDPA attention), `sizes` are time x batch, `d_model` widths, all of them
+    lists with commas. `peer_python` is the interpreter of the peers, by
     default $JAXEFF_PEER_PYTHON, else .venv-bench/bin/python, which `make bench-env` makes.
     """
     lookup(POLICIES, dtype, "dtype")
-    asked = [Size(width, *pair) for width in numbers(d_model) for pair in pairs(sizes)]
+    for name in mixer.split(","):
+        lookup(PAIRS, name, "pair of models")
+    asked = [
+        Size(width, *pair, mixer=name)
+        for name in mixer.split(",")
+        for width in numbers(d_model)
+        for pair in pairs(sizes)
+    ]
     rows, versions = [], {}
     lookup(PROGRAMS | {"none": None}, peer, "peer")
     with contextlib.nullcontext() if peer == "none" else Peer(peer, peer_python) as other:
@@ -104,23 +100,19 @@ def compare(size: Size, dtype: str, other: Peer | None, rounds: int) -> tuple[di
     """(a row of the table, the peer's versions). Shares are of the matrix product's speed measured in the same rounds."""
     clocks, versions = {"step": step_clock(size, dtype), "matmul": matmul_clock(dtype)}, {}
     if other is not None:
+        pair = PAIRS[size.mixer]
+        sizes = {name: value for name, value in dataclasses.asdict(size).items() if name != "mixer"}
         answer = other.ask(
-            do="setup",
-            name="llama",
-            dtype=dtype,
-            n_heads=size.n_heads,
-            n_kv_heads=size.n_kv_heads,
-            d_hidden=size.d_hidden,
-            **dataclasses.asdict(size),
+            do="setup", name="model", model=pair.peer, dtype=dtype, fields=pair.fields(size.d_model), **sizes
         )
         versions = answer["versions"]
         if answer["n_params"] != count(size.lm.specs()):
             raise AssertionError(f"{size}: the peer has {answer['n_params']} parameters, we {count(size.lm.specs())}")
-        clocks["peer step"] = lambda: other.ask(do="step", name="llama")["seconds"]
+        clocks["peer step"] = lambda: other.ask(do="step", name="model")["seconds"]
         clocks["peer matmul"] = lambda: other.ask(do="matmul", n=MATMUL, dtype=dtype)["seconds"]
     times = summary(alternate(clocks, rounds, warmup=2, pause=PAUSE))
     if other is not None:
-        other.ask(do="drop", name="llama")
+        other.ask(do="drop", name="model")
     return _row(size, times), versions
 
 

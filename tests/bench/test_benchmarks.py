@@ -9,6 +9,7 @@ import pytest
 from jaxeff.bench import registry
 from jaxeff.bench.attention_memory import attention_memory
 from jaxeff.bench.decode import generate
+from jaxeff.bench.pairs import PAIRS
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
 from jaxeff.bench.training import Size, train
@@ -49,9 +50,20 @@ def test_train_without_a_peer():
 
 def test_sizes_are_those_of_the_comparison():
     size = Size(256, 256, 4)
-    assert (size.n_heads, size.n_kv_heads, size.d_hidden) == (8, 2, 1024)
     assert count(size.lm.specs()) == 4_065_536  # what Llama has at these sizes, head and embedding tied
     assert size.flops == pytest.approx(6 * 4_065_536 * 1024 + 12 * 256 * 4 * 4 * 256 * 257 / 2)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_of_models_follow_from_a_width(name):
+    lm, wider = (PAIRS[name].lm(64, d, 2) for d in (64, 128))
+    assert lm.n_layers == 2 and 2 * count(lm.specs()) < count(wider.specs())
+    assert PAIRS[name].fields(128) != PAIRS[name].fields(64)
+
+
+def test_a_pair_that_is_none_is_refused():
+    with pytest.raises(UserError, match="no pair of models is called 'mamba3'; did you mean"):
+        train(mixer="mamba3", peer="none", rounds=1)
 
 
 @pytest.mark.parametrize("sizes", ["256", "axb", "1x2x3"])

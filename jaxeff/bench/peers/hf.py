@@ -1,7 +1,7 @@
-"""Hugging Face Llama in torch, one training step at a time on request.
+"""A language model of Hugging Face transformers in torch, one training step at a time on request.
 
 Started by `jaxeff bench train` with the Python of `.venv-bench`. One JSON object a line on stdin, one answer a line on
-stdout: {"do": "setup", ...sizes}, {"do": "step"}, {"do": "matmul", "n": 1024}, {"do": "quit"}.
+stdout: {"do": "setup", "model": "llama", ...}, {"do": "step"}, {"do": "matmul", "n": 1024}, {"do": "quit"}.
 """
 
 import json
@@ -15,25 +15,29 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch  # noqa: E402  (after the environment it reads)
 import transformers  # noqa: E402
 
+CONFIGS = {
+    "llama": (transformers.LlamaConfig, dict(attn_implementation="sdpa")),
+    "mamba": (transformers.MambaConfig, {}),
+    "mamba2": (transformers.Mamba2Config, {}),
+    "rwkv": (transformers.RwkvConfig, {}),
+    "recurrent_gemma": (transformers.RecurrentGemmaConfig, {}),
+    "qwen3_next": (transformers.Qwen3NextConfig, {}),
+}
+
 
 class Trainer:
-    """Llama with its default SDPA attention, AdamW (fused, the fastest on a CPU) and clipping by global norm."""
+    """A model as its library makes it (Llama: SDPA attention), AdamW (fused, the fastest on a CPU), clipping by global norm."""
 
-    def __init__(self, *, d_model, n_layers, n_heads, n_kv_heads, d_hidden, vocab_size, batch, time, dtype, **_):
+    def __init__(self, *, model, d_model, n_layers, vocab_size, batch, time, dtype, fields):
         torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            hidden_size=d_model,
-            num_hidden_layers=n_layers,
-            num_attention_heads=n_heads,
-            num_key_value_heads=n_kv_heads,
-            intermediate_size=d_hidden,
-            vocab_size=vocab_size,
-            max_position_embeddings=time,
-            tie_word_embeddings=True,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
-        self.model = transformers.LlamaForCausalLM(config).train()
+        make, defaults = CONFIGS[model]
+        if isinstance(fields.get("layer_types"), str):
+            fields["layer_types"] = [fields["layer_types"]] * n_layers
+        config = make(
+            hidden_size=d_model, num_hidden_layers=n_layers, vocab_size=vocab_size, max_position_embeddings=time,
+            tie_word_embeddings=True, use_cache=False, pad_token_id=0, **defaults, **fields,
+        )  # fmt: skip
+        self.model = transformers.AutoModelForCausalLM.from_config(config).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
         )
