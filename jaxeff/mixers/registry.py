@@ -3,12 +3,14 @@
 from jaxeff.mixers.deltanet import DeltaNet
 from jaxeff.mixers.gated_deltanet import GatedDeltaNet
 from jaxeff.mixers.gated_deltaproduct import GatedDeltaProduct
+from jaxeff.mixers.gla import GLA
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.kda import KDA
 from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.retnet import RetNet
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
@@ -22,9 +24,11 @@ MIXERS = {
     "deltanet": DeltaNet,
     "gated_deltanet": GatedDeltaNet,
     "gated_deltaproduct": GatedDeltaProduct,
+    "gla": GLA,
     "kda": KDA,
     "mamba": Mamba,
     "mamba2": Mamba2,
+    "retnet": RetNet,
     "rglru": RGLRU,
     "rwkv4": RWKV4,
     "rwkv7": RWKV7,

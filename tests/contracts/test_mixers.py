@@ -25,6 +25,7 @@ from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.deltanet import DeltaNet
 from jaxeff.mixers.gated_deltanet import GatedDeltaNet
 from jaxeff.mixers.gated_deltaproduct import GatedDeltaProduct
+from jaxeff.mixers.gla import GLA
 from jaxeff.mixers.gqa import GQA, MHA, MQA, SlidingWindow
 from jaxeff.mixers.kda import KDA
 from jaxeff.mixers.linear_attention import LinearAttention
@@ -33,6 +34,7 @@ from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
+from jaxeff.mixers.retnet import RetNet
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
@@ -70,11 +72,14 @@ SMALL = {
     "deltanet": DeltaNet(16, n_heads=2, head_dim=6, value_dim=5, negative=True),
     "gated_deltanet": GatedDeltaNet(16, n_heads=2, n_key_heads=1, head_dim=6),
     "gated_deltaproduct": GatedDeltaProduct(12, n_heads=2, n_key_heads=1, head_dim=6, value_dim=5),
+    "gla": GLA(16, n_heads=2, key_dim=6, value_dim=5, rank=3),
     "kda": KDA(16, n_heads=2, n_key_heads=1, head_dim=6, value_dim=5),
     "rwkv7": RWKV7(12, head_dim=6, ranks=(3, 4, 5, 6)),
     "rwkv7_channel": RWKV7Channel(12, d_hidden=20),
     "mlp": MLP(16, d_hidden=24),
     "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", biases=("up", "down")),
+    "retnet": RetNet(16, n_heads=2, key_dim=6, value_dim=5),
+    "retnet/options": RetNet(12, n_heads=3, rope=None, norm=LayerNorm()),
     "rglru": RGLRU(16, d_rnn=24, n_heads=2),
     "rglru/options": RGLRU(12, n_heads=3, conv=ShortConv(3, bias=False, activation=None), biases=("o",)),
     "rwkv4": RWKV4(16, d_attention=24),
