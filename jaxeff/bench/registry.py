@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from jaxeff.bench.attention_memory import attention_memory
 from jaxeff.bench.decode import generate
+from jaxeff.bench.mixers import mixers
 from jaxeff.bench.record import show
+from jaxeff.bench.recurrences import recurrences
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
 from jaxeff.bench.training import train
@@ -17,6 +19,8 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "train": train,
     "attention-memory": attention_memory,
     "generate": generate,
+    "mixers": mixers,
+    "recurrences": recurrences,
     "checkpoint": checkpoint,
     "data": data,
     "compile": compile_time,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jaxeff.core.errors import lookup
+from jaxeff.ops.pieces import in_pieces, piece
 
 # log a of a reset: exp is 0, and sums of it over any length stay finite, which -inf would not survive times 0 in a gradient.
 RESET = -1e30
@@ -60,13 +61,12 @@ def delta_rule(
     B, T, H, C = q_BTHC.shape
     if state_BHCE is None:
         state_BHCE = jnp.zeros((B, H, C, v_BTHE.shape[-1]), jnp.float32)
+    arrays, state_BHCE = (q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT), state_BHCE.astype(jnp.float32)
     if form is delta_rule_reference or T == 1:
-        run = _scan
+        o_BTHE, state_BHCE = _scan(*arrays, state_BHCE)
     else:
         run = functools.partial(_chunked, size=min(chunk, 1 << (T - 1).bit_length()))
-        run = jax.checkpoint(run) if recompute else run
-    state_BHCE = state_BHCE.astype(jnp.float32)
-    o_BTHE, state_BHCE = run(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT)
+        o_BTHE, state_BHCE = in_pieces(run, arrays, state_BHCE, piece(B * H * C, T, chunk), recompute)
     return o_BTHE.astype(q_BTHC.dtype), state_BHCE
 
 
@@ -99,7 +99,7 @@ def _with_channels(log_a, q):
     return None if log_a is None else log_a.reshape(*q.shape[:-1], -1)
 
 
-def _scan(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT):
+def _scan(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE):
     """(o_BTHE, state), token by token."""
 
     def step(state_BHCE, token):
@@ -118,7 +118,7 @@ def _scan(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT):
     return jnp.moveaxis(o_TBHE, 0, 1), state_BHCE
 
 
-def _chunked(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT, size: int):
+def _chunked(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE, size: int):
     """(o_BTHE, state): products within all chunks at once, and a scan over the chunks."""
     T = q_BTHC.shape[1]
 

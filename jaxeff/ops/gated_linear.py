@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jaxeff.core.errors import lookup
+from jaxeff.ops.pieces import in_pieces, piece
 
 # log a of a reset: exp is 0, and sums of it over any length stay finite, which -inf would not survive times 0 in a gradient.
 RESET = -1e30
@@ -67,8 +68,7 @@ def gated_linear(
     elif T == 1:
         run = _single
     else:
-        run = functools.partial(_chunked if bonus_HC is None else _lagging, size=min(chunk, 1 << (T - 1).bit_length()))
-        run = jax.checkpoint(run) if recompute else run
+        run = functools.partial(_pieces, chunk=chunk, recompute=recompute)
     return _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
 
 
@@ -94,6 +94,15 @@ def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_
         o_BTHE = rearrange(o_BTGRE, "b t g r e -> b t (g r) e")
         state_BHCE = rearrange(state_BGRCE, "b g r c e -> b (g r) c e")
     return o_BTHE.astype(q_BTGC.dtype), state_BHCE
+
+
+def _pieces(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, chunk: int, recompute: bool):
+    """The chunked form, over pieces of a long text where there is no bonus, which would reach from one into the next."""
+    T, largest = q.shape[1], max(q[:, 0].size, v[:, 0].size)
+    run = functools.partial(_chunked if bonus_HC is None else _lagging, size=min(chunk, 1 << (T - 1).bit_length()))
+    size = piece(largest, T, chunk) if bonus_HC is None else T
+    ordered = lambda q, k, v, log_a, reset_BT, state_BHCE: run(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC)
+    return in_pieces(ordered, (q, k, v, log_a, reset_BT), state_BHCE, size, recompute)
 
 
 def _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):

@@ -169,5 +169,7 @@ if __name__ == "__main__":
             steps=2,
             negative=True,
         ),
-        ours("product_wide", GatedDeltaProduct, "gated_deltaproduct", 35, product(wide), **wide, steps=3, negative=False),
+        ours(
+            "product_wide", GatedDeltaProduct, "gated_deltaproduct", 35, product(wide), **wide, steps=3, negative=False
+        ),
     )
