@@ -23,3 +23,8 @@ def head_width(part) -> int:
 def head_count(part) -> int:
     """H: `n_heads`, or as many heads as d_model holds."""
     return part.n_heads or max(1, width(part) // head_width(part))
+
+
+def nearest_divisor(n: int, near: int) -> int:
+    """The divisor of n nearest to `near`, the smaller of two: what an error proposes."""
+    return min((i for i in range(1, n + 1) if n % i == 0), key=lambda i: (abs(i - near), i))

@@ -17,6 +17,7 @@ from jaxeff.core.spec import Spec, ones, residual
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.discretise import LogUniform, StepBias, step_size
+from jaxeff.mixers.heads import nearest_divisor
 from jaxeff.mixers.norm import Norm, RMSNorm
 from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.ops.gated_linear import gated_linear
@@ -91,7 +92,7 @@ class Mamba2:
         if self.inner % self.head:
             raise ValueError(
                 f"Mamba2.head_dim={self.head} does not divide expand * d_model = {self.inner}; the nearest that does: "
-                f"{_divisor(self.inner, self.head)}"
+                f"{nearest_divisor(self.inner, self.head)}"
             )
         return self.inner // self.head
 
@@ -101,7 +102,7 @@ class Mamba2:
         for name, groups in (("n_groups", g), ("norm_groups", self.norm_groups or g)):
             if h % groups:
                 raise ValueError(
-                    f"Mamba2.{name}={groups} does not divide {h} heads; the nearest that does: {_divisor(h, groups)}"
+                    f"Mamba2.{name}={groups} does not divide {h} heads; the nearest that does: {nearest_divisor(h, groups)}"
                 )
         inner, state = ((h, e), ("heads", "head_dim")), ((g, n), ("kv_heads", "state"))
         parts = {"z": inner, "x": inner, "b": state, "c": state, "dt": ((h,), ("heads",))}
@@ -165,8 +166,3 @@ class Mamba2:
         h = self.norm.apply(grouped, rearrange(h_BTHE, "b t (g h) e -> b t g h e", g=groups), 2)
         h_BTHE = rearrange(h, "b t g h e -> b t (g h) e")
         return (h_BTHE * gate_BTHE if self.norm_before_gate else h_BTHE).astype(y_BTHE.dtype)
-
-
-def _divisor(n: int, near: int) -> int:
-    """The divisor of n nearest to `near`."""
-    return min((i for i in range(1, n + 1) if n % i == 0), key=lambda i: (abs(i - near), i))

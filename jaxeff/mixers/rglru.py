@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxeff.core.spec import Site, Spec, residual, stack, zeros
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
+from jaxeff.mixers.heads import nearest_divisor
 from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.ops.diagonal_scan import diagonal_scan
 from jaxeff.ops.segments import Row, Tokens, empty_row, zero_padding
@@ -91,11 +92,10 @@ class RGLRU:
     def heads(self) -> int:
         """H."""
         r, n = self.rnn, self.n_heads
-        divisors = [h for h in range(1, r + 1) if r % h == 0]
         if n is None:
-            return max(h for h in divisors if h == 1 or r // h >= (32 if r < 512 else 64))
+            return max(h for h in range(1, r + 1) if r % h == 0 and (h == 1 or r // h >= (32 if r < 512 else 64)))
         if r % n:
-            near = min(divisors, key=lambda h: abs(h - n))
+            near = nearest_divisor(r, n)
             raise ValueError(f"RGLRU.n_heads={n} does not divide d_rnn={r}; the nearest that does: {near}")
         return n
 

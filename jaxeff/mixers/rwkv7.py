@@ -23,6 +23,7 @@ from jaxeff.core.spec import Constant, Site, Spec, zeros
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.deltanet import unit
+from jaxeff.mixers.heads import nearest_divisor
 from jaxeff.mixers.norm import LayerNorm
 from jaxeff.mixers.rwkv4 import _depth, _shifted
 from jaxeff.ops.delta_rule import delta_rule
@@ -160,7 +161,7 @@ class RWKV7:
         """H."""
         d, c = width(self), self.head
         if d % c:
-            near = min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: abs(n - c))
+            near = nearest_divisor(d, c)
             raise ValueError(f"RWKV7.head_dim={c} does not divide d_model={d}; the nearest that does: {near}")
         return d // c
 
