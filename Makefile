@@ -59,7 +59,7 @@ $(STAMP): setup.cfg pyproject.toml | check-python
 	@touch "$(STAMP)"
 
 # The peers in an environment of their own: torch never enters jaxeff's. TORCH is what pip is asked for: a version, a wheel. Of
-# fla-core the plain recurrences are read alone, which need none of what its kernels do.
+# flash-linear-attention plain recurrences and layers are read alone, which need none of what its kernels do.
 bench-env: .venv-bench/stamp
 
 .venv-bench/stamp: setup.cfg | check-python
@@ -68,7 +68,7 @@ bench-env: .venv-bench/stamp
 	@"$(PYTHON)" -m venv --clear .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet $(TORCH)
 	@.venv-bench/bin/python -m pip install --quiet transformers einops
-	@.venv-bench/bin/python -m pip install --quiet --no-deps fla-core
+	@.venv-bench/bin/python -m pip install --quiet --no-deps fla-core flash-linear-attention
 	@touch .venv-bench/stamp
 
 parity: $(STAMP) .venv-bench/stamp
