@@ -4,7 +4,10 @@ Programs of most tests run for milliseconds and compile for seconds, so they are
 `shipped` run last, on programs that are optimised as a user's are.
 """
 
+import gc
+import itertools
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,6 +28,8 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("jaxeff", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("jaxeff")
 
+COUNTER = itertools.count()  # of tests in this process
+
 
 def is_shipped(item) -> bool:
     return item.get_closest_marker("shipped") is not None
@@ -39,3 +44,14 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     compile_as(is_shipped(item))
+    if next(COUNTER) % 20 == 0:
+        forget_programs()
+
+
+def forget_programs(limit: int = 25_000) -> None:
+    """Drops compiled programs before there are too many: each holds maps of memory, of which a process has 65,530 on Linux, and the
+    compiler crashes where it gets none."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > limit:
+        jax.clear_caches()
+        gc.collect()
