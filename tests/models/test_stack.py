@@ -132,7 +132,7 @@ def test_a_reader_without_writer_is_told_who_could_write(monkeypatch):
 
 
 def test_a_reader_without_writer_in_the_registry():
-    with pytest.raises(UserError, match="which no block before it writes; no mixer of the registry writes it"):
+    with pytest.raises(UserError, match="which no block before it writes; 'rwkv7' would write it"):
         lm(Stage((Block(Shift()),)))
 
 
