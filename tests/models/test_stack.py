@@ -126,7 +126,7 @@ def test_sharing_layers_take_a_ragged_batch(side):
 def test_a_reader_without_writer_is_told_who_could_write(monkeypatch):
     monkeypatch.setitem(MIXERS, "first", FirstValue)
     with pytest.raises(
-        UserError, match="Shift in stage 0 reads .*'v_first', which no block before .*'first' would write"
+        UserError, match="Shift in stage 0 reads .*'v_first', which no block before .*'first' and 'rwkv7' would write"
     ):
         Stack((Stage((Block(Shift()),), 2),), D)
 
