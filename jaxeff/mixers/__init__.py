@@ -15,6 +15,7 @@ from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.retnet import RetNet
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
+from jaxeff.mixers.rwkv6 import RWKV6, RWKV6Channel
 from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
 from jaxeff.mixers.short_conv import ShortConv
 
@@ -38,6 +39,8 @@ __all__ = [
     "RMSNorm",
     "RWKV4",
     "RWKV4Channel",
+    "RWKV6",
+    "RWKV6Channel",
     "RWKV7",
     "RWKV7Channel",
     "RetNet",

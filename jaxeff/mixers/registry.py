@@ -13,6 +13,7 @@ from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.retnet import RetNet
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
+from jaxeff.mixers.rwkv6 import RWKV6, RWKV6Channel
 from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
 
 MIXERS = {
@@ -31,11 +32,13 @@ MIXERS = {
     "retnet": RetNet,
     "rglru": RGLRU,
     "rwkv4": RWKV4,
+    "rwkv6": RWKV6,
     "rwkv7": RWKV7,
 }
 
 CHANNEL_MIXERS = {
     "mlp": MLP,
     "rwkv4_channel": RWKV4Channel,
+    "rwkv6_channel": RWKV6Channel,
     "rwkv7_channel": RWKV7Channel,
 }

@@ -37,6 +37,7 @@ from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.mixers.retnet import RetNet
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
+from jaxeff.mixers.rwkv6 import RWKV6, RWKV6Channel
 from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
 from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.models import LM, Block, Stage
@@ -84,6 +85,8 @@ SMALL = {
     "rglru/options": RGLRU(12, n_heads=3, conv=ShortConv(3, bias=False, activation=None), biases=("o",)),
     "rwkv4": RWKV4(16, d_attention=24),
     "rwkv4_channel": RWKV4Channel(16, d_hidden=24),
+    "rwkv6": RWKV6(16, n_heads=2, mix_rank=5, decay_rank=6),
+    "rwkv6_channel": RWKV6Channel(16, d_hidden=24),
 }
 REGISTERED = MIXERS | CHANNEL_MIXERS | {"decay": defined(ROOT / "docs/architecture.md", "Decay")}
 CASES = {name: SMALL.get(name) or make(d_model=32) for name, make in REGISTERED.items()}
@@ -93,7 +96,7 @@ CASES |= {name: mixer for name, mixer in SMALL.items() if "/" in name}
 GROWING = {"gqa", "gqa/options", "gqa/full-norm", "mha", "mqa"}
 
 # How many tokens a channel mixer looks back; all others none.
-LOOK_BACK = {"rwkv4_channel": 1, "rwkv7_channel": 1}
+LOOK_BACK = {"rwkv4_channel": 1, "rwkv6_channel": 1, "rwkv7_channel": 1}
 
 B, HALF = 2, 35
 T = 2 * HALF
