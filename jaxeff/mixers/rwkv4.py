@@ -10,53 +10,24 @@ added to the current token's k. Nothing but the token shift looks back in the ch
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxeff.core.spec import Site, Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
-from jaxeff.mixers.mlp import relu_squared
-from jaxeff.ops.conv import token_shift
-from jaxeff.ops.segments import Row, empty_row
+from jaxeff.mixers.rwkv import Current, ShiftState, depth, empty_shift, lerp, mixes, shifted, squared
 from jaxeff.ops.wkv import WKVState, empty_wkv, wkv
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RWKV4State:
-    """x: the last input [B, D]. wkv: float32, three of [B, A]."""
+    """wkv: float32, three of [B, A]."""
 
-    x: jax.Array
+    shift: ShiftState
     wkv: WKVState
-    row: Row
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RWKV4ChannelState:
-    """x: the last input [B, D]."""
-
-    x: jax.Array
-    row: Row
-
-
-def _depth(site: Site):
-    """0 in the first layer to 1 in the last one; 0 where there is but one."""
-    return site.layer / max(site.n_layers - 1, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mix:
-    """(i / D)^(power (1 - l / L)) + rise l / (L - 1) for channel i of D in layer l of L: ever more of the current token."""
-
-    power: float = 1.0
-    rise: float = 0.0
-
-    def __call__(self, key, shape, dtype, site: Site):
-        fraction_D = jnp.arange(shape[0], dtype=jnp.float32) / shape[0]
-        mix_D = fraction_D ** (self.power * (1.0 - site.layer / site.n_layers)) + self.rise * _depth(site)
-        return mix_D.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +36,7 @@ class Decay:
 
     def __call__(self, key, shape, dtype, site: Site):
         fraction_A = jnp.arange(shape[0], dtype=jnp.float32) / max(shape[0] - 1, 1)
-        return (-5.0 + 8.0 * fraction_A ** (0.7 + 1.3 * _depth(site))).astype(dtype)
+        return (-5.0 + 8.0 * fraction_A ** (0.7 + 1.3 * depth(site))).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,26 +46,6 @@ class Bonus:
     def __call__(self, key, shape, dtype, site: Site):
         zigzag_A = (jnp.arange(shape[0]) + 1) % 3 - 1
         return (math.log(0.3) + 0.5 * zigzag_A.astype(jnp.float32)).astype(dtype)
-
-
-def _mixes(d: int, **inits: Mix) -> dict[str, Spec]:
-    """`mix_<name>` of the token shift."""
-    return {f"mix_{name}": Spec((d,), ("embed",), init, n_in=0) for name, init in inits.items()}
-
-
-def _shifted(x_BTD, state, ctx: Ctx):
-    """(x one token back, the last x in the state's dtype, tokens, row)."""
-    tokens, row = ctx.tokens(x_BTD, None if state is None else state.row)
-    before_BTD, last_BD = token_shift(x_BTD, None if state is None else state.x, tokens.valid, tokens.start)
-    return before_BTD, None if state is None else last_BD.astype(state.x.dtype), tokens, row
-
-
-@jax.checkpoint
-def _mixed(x_BTD, before_BTD, mix_D):
-    """mix x_t + (1 - mix) x_{t-1}, rounded once."""
-    mix_11D = mix_D.astype(jnp.float32)[None, None]
-    mixed_BTD = x_BTD.astype(jnp.float32) * mix_11D + before_BTD.astype(jnp.float32) * (1.0 - mix_11D)
-    return mixed_BTD.astype(x_BTD.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,27 +84,26 @@ class RWKV4:
         return {
             **dict.fromkeys("kvr", inwards),
             "o": Spec((a, d), ("heads", "embed"), residual),
-            **_mixes(d, k=Mix(), v=Mix(rise=0.3), r=Mix(power=0.5)),
+            **mixes("mix", d, k=Current(), v=Current(rise=0.3), r=Current(power=0.5)),
             "decay": Spec((a,), ("heads",), Decay(), dtype=jnp.float32, n_in=0),
             "bonus": Spec((a,), ("heads",), Bonus(), dtype=jnp.float32, n_in=0),
         }
 
     def init_state(self, batch: int, max_len: int, dtype) -> RWKV4State:
         """An empty state, as large for any `max_len`; sums are float32 whatever `dtype`."""
-        x_BD = jnp.zeros((batch, width(self)), dtype)
-        return RWKV4State(x_BD, empty_wkv(batch, self.attention), empty_row(batch))
+        return RWKV4State(empty_shift(batch, width(self), dtype), empty_wkv(batch, self.attention))
 
     def apply(self, params, x_BTD: jax.Array, state: RWKV4State | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
-        before_BTD, last_BD, tokens, row = _shifted(x_BTD, state, ctx)
+        before_BTD, shift, tokens = shifted(x_BTD, None if state is None else state.shift, ctx)
         kvr_BTA = [
-            project(params, name, "btd,da->bta", _mixed(x_BTD, before_BTD, params[f"mix_{name}"])) for name in "kvr"
+            project(params, name, "btd,da->bta", lerp(x_BTD, before_BTD, _before(params, name))) for name in "kvr"
         ]
         h_BTA, sums = jax.checkpoint(_average)(
             params["decay"], params["bonus"], *kvr_BTA, None if state is None else state.wkv, tokens
         )
         y_BTD = project(params, "o", "bta,ad->btd", h_BTA)
-        return Out(y_BTD, None if state is None else RWKV4State(last_BD, sums, row))
+        return Out(y_BTD, None if state is None else RWKV4State(shift, sums))
 
 
 def _average(decay_A, bonus_A, k_BTA, v_BTA, r_BTA, sums, tokens):
@@ -182,6 +132,8 @@ class RWKV4Channel:
     d_model: int | None = None
     d_hidden: int | None = None
 
+    initial_mix: ClassVar[Current] = Current()
+
     def __post_init__(self):
         at_least_one(self, "d_model", "d_hidden")
 
@@ -197,25 +149,28 @@ class RWKV4Channel:
             "k": Spec((d, f), ("embed", "mlp")),
             "v": Spec((f, d), ("mlp", "embed"), residual),
             "r": Spec((d, d), ("embed", None)),
-            **_mixes(d, k=Mix(), r=Mix()),
+            **mixes("mix", d, k=self.initial_mix, r=self.initial_mix),
         }
 
-    def init_state(self, batch: int, max_len: int, dtype) -> RWKV4ChannelState:
+    def init_state(self, batch: int, max_len: int, dtype) -> ShiftState:
         """No input yet."""
-        return RWKV4ChannelState(jnp.zeros((batch, width(self)), dtype), empty_row(batch))
+        return empty_shift(batch, width(self), dtype)
 
-    def apply(self, params, x_BTD: jax.Array, state: RWKV4ChannelState | None = None, *, ctx: Ctx = Ctx()) -> Out:
+    def apply(self, params, x_BTD: jax.Array, state: ShiftState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
-        before_BTD, last_BD, _, row = _shifted(x_BTD, state, ctx)
-        k_BTF = project(params, "k", "btd,df->btf", _mixed(x_BTD, before_BTD, params["mix_k"]))
-        r_BTD = project(params, "r", "btd,de->bte", _mixed(x_BTD, before_BTD, params["mix_r"]))
-        v_BTD = project(params, "v", "btf,fd->btd", _relu_squared(k_BTF))
-        return Out(_gated(r_BTD, v_BTD), None if state is None else RWKV4ChannelState(last_BD, row))
+        before_BTD, state, _ = shifted(x_BTD, state, ctx)
+        k_BTF = project(params, "k", "btd,df->btf", lerp(x_BTD, before_BTD, self._before(params, "k")))
+        r_BTD = project(params, "r", "btd,de->bte", lerp(x_BTD, before_BTD, self._before(params, "r")))
+        return Out(_gated(r_BTD, project(params, "v", "btf,fd->btd", squared(k_BTF))), state)
+
+    def _before(self, params, name: str) -> jax.Array:
+        """The share [D] of the token before in what `name` is made of."""
+        return _before(params, name)
 
 
-@jax.checkpoint
-def _relu_squared(k_BTF):
-    return relu_squared(k_BTF.astype(jnp.float32)).astype(k_BTF.dtype)
+def _before(params, name: str) -> jax.Array:
+    """Mixes are shares of the current token."""
+    return 1.0 - params[f"mix_{name}"].astype(jnp.float32)
 
 
 @jax.checkpoint

@@ -11,6 +11,7 @@ is the current one. Products r . k are not scaled. Mixes are shares of the token
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ from jaxeff.core.spec import Site, Spec, residual, stack, zeros
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.norm import LayerNorm, Norm
-from jaxeff.mixers.rwkv4 import Mix, _depth, _gated, _relu_squared, _shifted
+from jaxeff.mixers.rwkv import Before, Current, ShiftState, depth, empty_shift, lerp, mixes, shifted
+from jaxeff.mixers.rwkv4 import RWKV4Channel
 from jaxeff.ops.gated_linear import gated_linear
-from jaxeff.ops.segments import Row, empty_row, zero_padding
+from jaxeff.ops.segments import zero_padding
 
 MIXES = "rwkvg"  # in the order of the low-rank map's outputs
 FASTEST = 60.0  # of decay: a = exp(-exp(5)) is 0 in float32 already, but exp(90) is infinite
@@ -30,28 +32,10 @@ FASTEST = 60.0  # of decay: a = exp(-exp(5)) is 0 in float32 already, but exp(90
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RWKV6State:
-    """x: the last input [B, D]. S: float32 [B, H, C, C]."""
+    """S: float32 [B, H, C, C]."""
 
-    x: jax.Array
+    shift: ShiftState
     S: jax.Array
-    row: Row
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RWKV6ChannelState:
-    """x: the last input [B, D]."""
-
-    x: jax.Array
-    row: Row
-
-
-@dataclasses.dataclass(frozen=True)
-class Lag(Mix):
-    """1 - `Mix`: ever less of the token before."""
-
-    def __call__(self, key, shape, dtype, site: Site):
-        return (1.0 - super().__call__(key, shape, jnp.float32, site)).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +60,7 @@ class Decay:
 
     def __call__(self, key, shape, dtype, site: Site):
         _, fraction_HC = _channels(shape)
-        return (-6.0 + 5.0 * fraction_HC ** (0.7 + 1.3 * _depth(site))).astype(dtype)
+        return (-6.0 + 5.0 * fraction_HC ** (0.7 + 1.3 * depth(site))).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +69,7 @@ class Bonus:
 
     def __call__(self, key, shape, dtype, site: Site):
         i_HC, fraction_HC = _channels(shape)
-        return (_depth(site) * (1.0 - fraction_HC) + 0.1 * ((i_HC + 1.0) % 3.0 - 1.0)).astype(dtype)
-
-
-def _mixes(d: int, **inits: Lag) -> dict[str, Spec]:
-    """`mix_<name>` of the token shift."""
-    return {f"mix_{name}": Spec((d,), ("embed",), init, n_in=0) for name, init in inits.items()}
-
-
-@jax.checkpoint
-def _mixed(x_BTD, before_BTD, mix_D, more_BTD=None):
-    """x_t + (x_{t-1} - x_t) (mix + more), rounded once."""
-    x32_BTD, mix_BTD = x_BTD.astype(jnp.float32), mix_D.astype(jnp.float32)[None, None]
-    mix_BTD = mix_BTD if more_BTD is None else mix_BTD + more_BTD.astype(jnp.float32)
-    return (x32_BTD + (before_BTD.astype(jnp.float32) - x32_BTD) * mix_BTD).astype(x_BTD.dtype)
+        return (depth(site) * (1.0 - fraction_HC) + 0.1 * ((i_HC + 1.0) % 3.0 - 1.0)).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +133,12 @@ class RWKV6:
         """`r`, `k`, `v`, `g`, `o`; `mix_<name>` of x, r, w, k, v, g, `mix_down`, `mix_up`; `decay`, `decay_down`, `decay_up`;
         `bonus`; `norm`."""
         d, h, c = width(self), self.heads, self.head
-        inner, small = ((h, c), ("heads", "head_dim")), Uniform(0.01)
+        inner, small, half = ((h, c), ("heads", "head_dim")), Uniform(0.01), Before(power=0.5)
         mix_up = stack(Spec((self.mix_rank, d), ("rank", "embed"), small), len(MIXES), axis=None)
         return {
             **dict.fromkeys("rkvg", Spec((d, h, c), ("embed", "heads", "head_dim"))),
             "o": Spec((h, c, d), ("heads", "head_dim", "embed"), residual, n_in=2),
-            **_mixes(d, x=Lag(), r=Lag(power=0.5), w=Lag(), k=Lag(), v=Lag(rise=0.3), g=Lag(power=0.5)),
+            **mixes("mix", d, x=Before(), r=half, w=Before(), k=Before(), v=Before(rise=0.3), g=half),
             "mix_down": Spec((d, len(MIXES), self.mix_rank), ("embed", None, "rank"), zeros),
             "mix_up": mix_up,
             "decay": Spec(*inner, Decay(), dtype=jnp.float32, n_in=0),
@@ -180,16 +151,16 @@ class RWKV6:
     def init_state(self, batch: int, max_len: int, dtype) -> RWKV6State:
         """An empty state, as large for any `max_len`; S is float32 whatever `dtype`."""
         S_BHCC = jnp.zeros((batch, self.heads, self.head, self.head), jnp.float32)
-        return RWKV6State(jnp.zeros((batch, width(self)), dtype), S_BHCC, empty_row(batch))
+        return RWKV6State(empty_shift(batch, width(self), dtype), S_BHCC)
 
     def apply(self, params, x_BTD: jax.Array, state: RWKV6State | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
-        before_BTD, last_BD, tokens, row = _shifted(x_BTD, state, ctx)
-        low_BTNR = einsum("btd,dnr->btnr", _mixed(x_BTD, before_BTD, params["mix_x"]), params["mix_down"])
+        before_BTD, shift, tokens = shifted(x_BTD, None if state is None else state.shift, ctx)
+        low_BTNR = einsum("btd,dnr->btnr", lerp(x_BTD, before_BTD, params["mix_x"]), params["mix_down"])
         more_BTND = einsum("btnr,nrd->btnd", _tanh(low_BTNR), params["mix_up"])
-        mixed = {
-            name: _mixed(x_BTD, before_BTD, params[f"mix_{name}"], more_BTND[:, :, n]) for n, name in enumerate(MIXES)
-        }
+        mix = {name: params[f"mix_{name}"].astype(jnp.float32)[None, None] for name in MIXES}
+        share = {name: mix[name] + more_BTND[:, :, n].astype(jnp.float32) for n, name in enumerate(MIXES)}
+        mixed = {name: lerp(x_BTD, before_BTD, share[name]) for name in MIXES}
         rkvg_BTHC = {name: project(params, name, "btd,dhc->bthc", mixed[name]) for name in "rkvg"}
         low_BTR = einsum("btd,dr->btr", mixed["w"], params["decay_down"])
         rkvg_BTHC["w"] = einsum("btr,rhc->bthc", _tanh(low_BTR), params["decay_up"])
@@ -202,7 +173,7 @@ class RWKV6:
         )
         h_BTHC = jax.checkpoint(self._gate)(params["norm"], o_BTHC, rkvg_BTHC["g"])
         y_BTD = project(params, "o", "bthc,hcd->btd", h_BTHC)
-        return Out(y_BTD, None if state is None else RWKV6State(last_BD, S_BHCC, row))
+        return Out(y_BTD, None if state is None else RWKV6State(shift, S_BHCC))
 
     def _gate(self, params, o_BTHC, g_BTHC):
         """norm(o) silu(g)."""
@@ -229,25 +200,19 @@ def _recurrence(decay_HC, bonus_HC, r_BTHC, w_BTHC, k_BTHC, v_BTHC, S_BHCC, toke
 
 
 @dataclasses.dataclass(frozen=True)
-class RWKV6Channel:
-    """The channel mixer of RWKV-6; y_t depends on x_t and x_{t-1}.
+class RWKV6Channel(RWKV4Channel):
+    """The channel mixer of RWKV-6: that of RWKV-4, narrower, with mixes that are shares of the token before.
 
     d_hidden: F; None is 3.5 D, rounded down to a multiple of 32 where it reaches one.
 
-    Cost per token: 2 x parameters FLOPs in the forward pass, the same in decoding. State: the last input.
+    Cost and state as for `RWKV4Channel`. Initial values: as for `RWKV6`.
 
     Parameters: 2 * d_model * hidden + d_model * d_model + 2 * d_model
-
-    Initial values: as for `RWKV6`.
 
     Raises ValueError for sizes below 1.
     """
 
-    d_model: int | None = None
-    d_hidden: int | None = None
-
-    def __post_init__(self):
-        at_least_one(self, "d_model", "d_hidden")
+    initial_mix: ClassVar[Current] = Before()
 
     @property
     def hidden(self) -> int:
@@ -257,24 +222,5 @@ class RWKV6Channel:
         f = 7 * width(self) // 2
         return f // 32 * 32 or f
 
-    def specs(self):
-        """`k`, `v`, `r`; `mix_k`, `mix_r`."""
-        d, f = width(self), self.hidden
-        return {
-            "k": Spec((d, f), ("embed", "mlp")),
-            "v": Spec((f, d), ("mlp", "embed"), residual),
-            "r": Spec((d, d), ("embed", None)),
-            **_mixes(d, k=Lag(), r=Lag()),
-        }
-
-    def init_state(self, batch: int, max_len: int, dtype) -> RWKV6ChannelState:
-        """No input yet."""
-        return RWKV6ChannelState(jnp.zeros((batch, width(self)), dtype), empty_row(batch))
-
-    def apply(self, params, x_BTD: jax.Array, state: RWKV6ChannelState | None = None, *, ctx: Ctx = Ctx()) -> Out:
-        """See `mixers.base.Out`."""
-        before_BTD, last_BD, _, row = _shifted(x_BTD, state, ctx)
-        k_BTF = project(params, "k", "btd,df->btf", _mixed(x_BTD, before_BTD, params["mix_k"]))
-        r_BTD = project(params, "r", "btd,de->bte", _mixed(x_BTD, before_BTD, params["mix_r"]))
-        v_BTD = project(params, "v", "btf,fd->btd", _relu_squared(k_BTF))
-        return Out(_gated(r_BTD, v_BTD), None if state is None else RWKV6ChannelState(last_BD, row))
+    def _before(self, params, name: str) -> jax.Array:
+        return params[f"mix_{name}"]

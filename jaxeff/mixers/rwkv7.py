@@ -25,9 +25,9 @@ from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.deltanet import unit
 from jaxeff.mixers.heads import nearest_divisor
 from jaxeff.mixers.norm import LayerNorm
-from jaxeff.mixers.rwkv4 import _depth, _shifted
+from jaxeff.mixers.rwkv import Before, ShiftState, depth, empty_shift, lerp, mixes, shifted, squared
 from jaxeff.ops.delta_rule import delta_rule
-from jaxeff.ops.segments import Row, empty_row, zero_padding
+from jaxeff.ops.segments import zero_padding
 
 STRONGEST = -math.exp(-0.5)  # the least log a
 
@@ -35,32 +35,10 @@ STRONGEST = -math.exp(-0.5)  # the least log a
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RWKV7State:
-    """x: the last input [B, D]. S: float32 [B, H, C, C]."""
+    """S: float32 [B, H, C, C]."""
 
-    x: jax.Array
+    shift: ShiftState
     S: jax.Array
-    row: Row
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RWKV7ChannelState:
-    """x: the last input [B, D]."""
-
-    x: jax.Array
-    row: Row
-
-
-@dataclasses.dataclass(frozen=True)
-class Shift:
-    """1 - (i / D)^(power (1 - l / L)^exponent) for channel i of D in layer l of L: ever less of the token before."""
-
-    power: float = 1.0
-    exponent: float = 1.0
-
-    def __call__(self, key, shape, dtype, site: Site):
-        fraction_D = jnp.arange(shape[0], dtype=jnp.float32) / shape[0]
-        return (1.0 - fraction_D ** (self.power * (1.0 - site.layer / site.n_layers) ** self.exponent)).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +57,7 @@ class Ramp:
         z = (jnp.arange(c, dtype=jnp.float32) * 2 - (c - 1)) / max(c - 1, 1)
         value = self.start + self.slope * (fraction - 0.5) + self.bend * (z * jnp.abs(z))[None]
         if self.decay:
-            value = value - 6.0 + 6.0 * fraction ** (1.0 + jnp.asarray(_depth(site), jnp.float32) ** 0.3)
+            value = value - 6.0 + 6.0 * fraction ** (1.0 + jnp.asarray(depth(site), jnp.float32) ** 0.3)
         return value.astype(dtype)
 
 
@@ -192,7 +170,7 @@ class RWKV7:
             return {f"{name}_low": Spec((d, rank), ("embed", "rank"), zeros), f"{name}_high": high}
 
         powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
-        specs = {f"shift_{name}": Spec((d,), ("embed",), Shift(power), n_in=0) for name, power in powers.items()}
+        specs = mixes("shift", d, **{name: Before(power) for name, power in powers.items()})
         gains = {"r": 1.0, "k": 0.1, "v": 1.0}
         specs |= {name: Spec((d, h, c), ("embed", *inner), Orthogonal(gain)) for name, gain in gains.items()}
         specs |= (
@@ -214,12 +192,12 @@ class RWKV7:
     def init_state(self, batch: int, max_len: int, dtype) -> RWKV7State:
         """An empty state, as large for any `max_len`; S is float32 whatever `dtype`."""
         S_BHCC = jnp.zeros((batch, self.heads, self.head, self.head), jnp.float32)
-        return RWKV7State(jnp.zeros((batch, width(self)), dtype), S_BHCC, empty_row(batch))
+        return RWKV7State(empty_shift(batch, width(self), dtype), S_BHCC)
 
     def apply(self, params, x_BTD: jax.Array, state: RWKV7State | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`; shares `v_first` where `value_residual` is False."""
-        before_BTD, last_BD, tokens, row = _shifted(x_BTD, state, ctx)
-        x = {name: _between(x_BTD, before_BTD, params[f"shift_{name}"]) for name in "rwkvag"}
+        before_BTD, shift, tokens = shifted(x_BTD, None if state is None else state.shift, ctx)
+        x = {name: lerp(x_BTD, before_BTD, params[f"shift_{name}"]) for name in "rwkvag"}
         r, k, v = (project(params, name, "btd,dhc->bthc", x[name]) for name in "rkv")
         decay = _low_rank(params, "decay", x["w"], jnp.tanh)
         rate = _low_rank(params, "rate", x["a"])
@@ -231,7 +209,7 @@ class RWKV7:
         o_BTHC, S_BHCC = jax.checkpoint(self._mix)(params, r, k, v, decay, rate, gate, S_BHCC, tokens)
         y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
         shared = {} if self.value_residual else {"v_first": first}
-        return Out(y_BTD, None if state is None else RWKV7State(last_BD, S_BHCC, row), shared)
+        return Out(y_BTD, None if state is None else RWKV7State(shift, S_BHCC), shared)
 
     def _mix(self, params, r, k, v, decay, rate, gate, S_BHCC, tokens):
         """((norm(o) + bonus) g in r's dtype, S): what enters the recurrence, the recurrence, and what it is corrected by."""
@@ -247,13 +225,6 @@ class RWKV7:
         o = self.norm.apply(params["norm"], o)
         o = o + jnp.sum(vector("bonus") * r32 * k32, axis=-1, keepdims=True) * v32
         return (o * wide(gate)).astype(r.dtype), S_BHCC
-
-
-@jax.checkpoint
-def _between(x_BTD, before_BTD, shift_D):
-    """x_t + shift (x_{t-1} - x_t), rounded once."""
-    x32_BTD, before_BTD = x_BTD.astype(jnp.float32), before_BTD.astype(jnp.float32)
-    return (x32_BTD + shift_D.astype(jnp.float32)[None, None] * (before_BTD - x32_BTD)).astype(x_BTD.dtype)
 
 
 def _low_rank(params, name: str, x_BTD, activation=lambda x: x):
@@ -293,19 +264,17 @@ class RWKV7Channel:
         """`k`, `v`; `shift_k`."""
         d, f = width(self), self.hidden
         return {
-            "k": Spec((d, f), ("embed", "mlp"), Orthogonal(), n_in=1),
+            "k": Spec((d, f), ("embed", "mlp"), Orthogonal()),
             "v": Spec((f, d), ("mlp", "embed"), zeros),
-            "shift_k": Spec((d,), ("embed",), Shift(exponent=4.0), n_in=0),
+            **mixes("shift", d, k=Before(exponent=4.0)),
         }
 
-    def init_state(self, batch: int, max_len: int, dtype) -> RWKV7ChannelState:
+    def init_state(self, batch: int, max_len: int, dtype) -> ShiftState:
         """No input yet."""
-        return RWKV7ChannelState(jnp.zeros((batch, width(self)), dtype), empty_row(batch))
+        return empty_shift(batch, width(self), dtype)
 
-    def apply(self, params, x_BTD: jax.Array, state: RWKV7ChannelState | None = None, *, ctx: Ctx = Ctx()) -> Out:
+    def apply(self, params, x_BTD: jax.Array, state: ShiftState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
-        before_BTD, last_BD, _, row = _shifted(x_BTD, state, ctx)
-        k_BTF = project(params, "k", "btd,df->btf", _between(x_BTD, before_BTD, params["shift_k"]))
-        h_BTF = jax.checkpoint(lambda k: jnp.square(jax.nn.relu(k.astype(jnp.float32))).astype(k.dtype))(k_BTF)
-        y_BTD = project(params, "v", "btf,fd->btd", h_BTF)
-        return Out(y_BTD, None if state is None else RWKV7ChannelState(last_BD, row))
+        before_BTD, state, _ = shifted(x_BTD, state, ctx)
+        k_BTF = project(params, "k", "btd,df->btf", lerp(x_BTD, before_BTD, params["shift_k"]))
+        return Out(project(params, "v", "btf,fd->btd", squared(k_BTF)), state)

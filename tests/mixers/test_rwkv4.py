@@ -120,7 +120,7 @@ def test_decay_bonus_and_mixes_are_spared_by_weight_decay():
 
 def test_the_state_is_as_large_for_any_length():
     state = TIME.init_state(3, 10**6, jnp.bfloat16)
-    assert (state.x.shape, state.x.dtype) == ((3, 16), jnp.bfloat16)
+    assert (state.shift.x.shape, state.shift.x.dtype) == ((3, 16), jnp.bfloat16)
     assert all((x.shape, x.dtype) == ((3, 24), jnp.float32) for x in state.wkv)
     assert CHANNEL.init_state(3, 10**6, jnp.bfloat16).x.shape == (3, 16)
 

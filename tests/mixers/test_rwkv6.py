@@ -143,7 +143,7 @@ def test_decay_bonus_and_mixes_are_spared_by_weight_decay():
 
 def test_the_state_is_as_large_for_any_length():
     state = TIME.init_state(3, 10**6, jnp.bfloat16)
-    assert (state.x.shape, state.x.dtype) == ((3, 16), jnp.bfloat16)
+    assert (state.shift.x.shape, state.shift.x.dtype) == ((3, 16), jnp.bfloat16)
     assert (state.S.shape, state.S.dtype) == ((3, 2, 8, 8), jnp.float32)
     assert CHANNEL.init_state(3, 10**6, jnp.bfloat16).x.shape == (3, 16)
 
