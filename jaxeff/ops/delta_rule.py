@@ -49,8 +49,8 @@ def delta_rule(
     before token t. A token with k = 0, u = 0 and log a = 0 leaves the state as it was. The plain delta rule is k = beta k,
     u = -beta k, w = k; with a gate, w = a k.
     impl: "chunk" (default) or "reference". chunk: a power of two; time C + E + chunk per token, memory C E / chunk + chunk.
-    recompute: keep nothing but the arguments between forward and backward; False is quicker, and for callers that wrap more
-    than this in `jax.checkpoint` themselves.
+    recompute: keep nothing but the arguments between forward and backward, False is for callers that wrap more than this in
+    `jax.checkpoint` themselves. A long text goes by pieces on a CPU, which are made again in any case (see `ops.pieces`).
 
     Raises ValueError for shapes that disagree and a chunk that is no power of two.
     """

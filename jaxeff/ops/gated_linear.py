@@ -55,7 +55,8 @@ def gated_linear(
     A token with k = 0 and log a = 0 leaves the state as it was.
     impl: "chunk" (default) or "reference". chunk: a power of two; time C + E + chunk per token, memory chunk per token.
     recompute: keep nothing but the arguments between forward and backward, states and weights are computed again; False is for
-    callers that wrap more than this in `jax.checkpoint` themselves.
+    callers that wrap more than this in `jax.checkpoint` themselves. A long text without bonus goes by pieces on a CPU, which are
+    made again in any case (see `ops.pieces`).
 
     Raises ValueError for shapes that disagree and a chunk that is no power of two.
     """

@@ -4,22 +4,9 @@ layer itself needs a GPU: `make bench-env`, then
 .venv-bench/bin/python tests/golden/make_gla.py
 """
 
-import importlib.util
-import sysconfig
-from pathlib import Path
-
 import torch
 from torch import nn
-from torch_layers import SEED, case, disturb, draw, write
-
-
-def naive(op):
-    """The module fla/ops/<op>/naive.py without its package, which imports kernels."""
-    path = Path(sysconfig.get_paths()["purelib"]) / "fla" / "ops" / op / "naive.py"
-    spec = importlib.util.spec_from_file_location(f"naive_{op}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from torch_layers import SEED, case, disturb, draw, naive, write
 
 
 class Layer(nn.Module):

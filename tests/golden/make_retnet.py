@@ -5,8 +5,8 @@ Transformers, as the layer itself needs a GPU: `make bench-env`, then
 """
 
 import torch
-from make_gla import Layer, naive
-from torch_layers import SEED, case, disturb, draw, write
+from make_gla import Layer
+from torch_layers import SEED, case, disturb, draw, naive, write
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 

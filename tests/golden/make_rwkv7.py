@@ -7,8 +7,7 @@ The layers of flash-linear-attention need a GPU's kernels, so what stands around
 
 import torch
 import torch.nn.functional as F
-from make_delta import naive
-from torch_layers import SEED, case, draw, write
+from torch_layers import SEED, case, draw, naive, write
 
 
 class Attention(torch.nn.Module):

@@ -4,8 +4,10 @@ Each maker writes one file: `<case>/x`, `/y`; `/cotangent` r, of y, and `/dx`, `
 `/sizes`, a JSON object of what the layer was made with. A folder as the first argument writes there, a second is the seed.
 """
 
+import importlib.util
 import json
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,16 @@ import transformers
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 GENERATOR = torch.Generator().manual_seed(SEED)
+
+
+def naive(op):
+    """fla/ops/<op>/naive.py as a module; the package around it asks for kernels."""
+    path = Path(sysconfig.get_paths()["purelib"]) / "fla/ops" / op / "naive.py"
+    spec = importlib.util.spec_from_file_location(f"naive_{op}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def draw(*shape, std=1.0):
