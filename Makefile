@@ -37,7 +37,7 @@ ablation: $(STAMP)
 	@$(VENV) -m jaxeff.cli ablate configs/ablations/quickstart.py --workdir "$(WORKDIR)"
 
 test: lint
-	@$(VENV) -m pytest -n 2 -q $(ARGS)
+	@$(VENV) -m pytest -n 2 --dist worksteal -q $(ARGS)
 
 lint: $(STAMP)
 	@$(VENV) -m ruff format --check --quiet . || { echo 'not formatted: make format' >&2; exit 1; }

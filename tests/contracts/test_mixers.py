@@ -106,8 +106,9 @@ F32 = 1e-5
 # bfloat16 keeps 8 bits, 2^-9 = 2e-3 a rounding; four roundings in a row, and sums of squares of them in the features.
 BF16 = 2e-2
 
-every_mixer = pytest.mark.parametrize("name", CASES)
-every_registered = pytest.mark.parametrize("name", REGISTERED)
+# All tests of a mixer follow each other: what they share is compiled once.
+every_mixer = pytest.mark.parametrize("name", CASES, scope="module")
+every_registered = pytest.mark.parametrize("name", REGISTERED, scope="module")
 
 
 @functools.partial(jax.jit, static_argnums=0)
