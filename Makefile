@@ -1,11 +1,11 @@
 # make ablation   the default ablation: report in runs/quickstart/report.html
-# make test       ruff and pytest
-# make lint       ruff alone: formatting and checks
+# make test       lint and pytest
+# make lint       formatting, ruff's checks, and whether docs/mixers.md is what docstrings say
 # make format     puts the code into the one format
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
 # make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours
 # make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
-# make docs       the pages of docs/ as a site in site/
+# make docs       docs/mixers.md from docstrings, and the pages of docs/ as a site in site/
 # make clean      removes environments, caches and builds; keeps runs/
 #
 # PYTHON=python3.12 chooses the interpreter; without it an existing .venv is used as it is, else python3.
@@ -42,6 +42,7 @@ test: lint
 lint: $(STAMP)
 	@$(VENV) -m ruff format --check --quiet . || { echo 'not formatted: make format' >&2; exit 1; }
 	@$(VENV) -m ruff check .
+	@$(VENV) docs/mixers.py --check
 
 format: $(STAMP)
 	@$(VENV) -m ruff format .
@@ -72,10 +73,10 @@ bench-env: .venv-bench/stamp
 	@touch .venv-bench/stamp
 
 parity: $(STAMP) .venv-bench/stamp
-	@rm -rf .cache/parity
+	@rm -rf .cache/parity .cache/parity.jsonl
 	@set -e; for maker in tests/golden/make_*.py; do .venv-bench/bin/python "$$maker" .cache/parity 1 2>.cache/parity.log || { \
 	  cat .cache/parity.log >&2; exit 1; }; done
-	@JAXEFF_GOLDEN="$(CURDIR)/.cache/parity" $(VENV) -m pytest -n 2 -q tests/golden
+	@JAXEFF_GOLDEN="$(CURDIR)/.cache/parity" JAXEFF_PARITY="$(CURDIR)/.cache/parity.jsonl" $(VENV) -m pytest -n 2 -q tests/golden
 
 figures: $(STAMP) .venv-bench/stamp
 	@mkdir -p runs/figures
@@ -86,6 +87,7 @@ figures: $(STAMP) .venv-bench/stamp
 
 docs: $(STAMP)
 	@$(VENV) -m pip install --quiet --editable ".[docs]"
+	@$(VENV) docs/mixers.py
 	@$(VENV) -m mkdocs build --quiet
 
 check-python:

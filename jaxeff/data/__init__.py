@@ -10,7 +10,7 @@ Importing this costs numpy only; TFDS, Grain and SentencePiece are imported wher
 from jaxeff.data.base import Data, Prepared
 from jaxeff.data.grammar import Grammar
 from jaxeff.data.python_sources import PythonCode, PythonDocs
-from jaxeff.data.synthetic import Copy
+from jaxeff.data.synthetic import Copy, Recall, StateTracking
 from jaxeff.data.text import TextData
 from jaxeff.data.text_files import Text
 from jaxeff.data.tokenizers import Bytes, SentencePiece
@@ -23,7 +23,9 @@ __all__ = [
     "Prepared",
     "PythonCode",
     "PythonDocs",
+    "Recall",
     "SentencePiece",
+    "StateTracking",
     "Text",
     "TextData",
     "text",

@@ -111,11 +111,17 @@ def target_bytes(tokens_BT: np.ndarray, loss_mask_BT: np.ndarray, token_bytes: n
     return np.where(loss_mask_BT > 0, found_BT, np.int32(0))
 
 
-def batch(tokens_BT: np.ndarray, segment_ids_BT: np.ndarray, loss_mask_BT: np.ndarray) -> dict[str, np.ndarray]:
-    """What a model is given: int32 tokens, segment_ids, positions and float32 loss_mask, all [B, T]."""
-    return {
+def batch(
+    tokens_BT: np.ndarray,
+    segment_ids_BT: np.ndarray,
+    loss_mask_BT: np.ndarray,
+    targets_BT: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """What a model is given: int32 tokens, segment_ids, positions and float32 loss_mask, all [B, T]; int32 targets where given."""
+    found = {
         "tokens": tokens_BT.astype(np.int32),
         "segment_ids": segment_ids_BT.astype(np.int32),
         "positions": positions(segment_ids_BT),
         "loss_mask": loss_mask_BT.astype(np.float32),
     }
+    return found if targets_BT is None else found | {"targets": targets_BT.astype(np.int32)}

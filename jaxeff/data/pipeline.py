@@ -30,7 +30,8 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
       fingerprint: of the data, kept in the state.
 
     Yields:
-      {"tokens", "segment_ids", "positions": int32, "loss_mask": float32}, each [batch_size / process_count, T].
+      {"tokens", "segment_ids", "positions": int32, "loss_mask": float32}, each [batch_size / process_count, T], and int32 "targets"
+      where they are not the next tokens.
 
     Raises:
       UserError: fewer rows than a batch; a batch that the processes cannot share equally.
@@ -56,7 +57,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             .shuffle()
             .repeat(_EPOCHS)[process_index::process_count]
             .batch(batch_size // process_count)
-            .map(lambda i_B: batch(rows.tokens_BT[i_B], rows.segment_ids_BT[i_B], rows.loss_mask_BT[i_B]))
+            .map(lambda i_B: batch(*(x_BT[i_B] for x_BT in rows.arrays)))
         )
         ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         self._batches = iter(dataset.to_iter_dataset(ahead))
@@ -118,8 +119,7 @@ class EvalBatches:
         for n in range(len(self)):
             first = n * self._batch_size
             mine = slice(first + self._process_index, first + self._batch_size, self._process_count)
-            rows = (self._rows.tokens_BT, self._rows.segment_ids_BT, self._rows.loss_mask_BT)
-            found = batch(*(self._filled(x_BT[mine]) for x_BT in rows))
+            found = batch(*(self._filled(x_BT[mine]) for x_BT in self._rows.arrays))
             if self._token_bytes is not None:
                 found["target_bytes"] = target_bytes(found["tokens"], found["loss_mask"], self._token_bytes)
             yield found

@@ -20,12 +20,19 @@ _ENCODE_AT_ONCE = 64  # documents
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split: tokens_BT (unsigned), segment_ids_BT (from 1, 0 for padding), and loss_mask_BT, the weight of the
-    prediction of the next token at each place."""
+    """The rows of one split: tokens_BT (unsigned), segment_ids_BT (from 1, 0 for padding), loss_mask_BT, the weight of each place's
+    prediction, and targets_BT, what is to be predicted there; None is the next token."""
 
     tokens_BT: np.ndarray
     segment_ids_BT: np.ndarray
     loss_mask_BT: np.ndarray
+    targets_BT: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Those that are there, in this order."""
+        arrays = (self.tokens_BT, self.segment_ids_BT, self.loss_mask_BT)
+        return arrays if self.targets_BT is None else (*arrays, self.targets_BT)
 
     def __len__(self) -> int:
         return len(self.tokens_BT)

@@ -1,7 +1,7 @@
 """A ring of slots for whatever a mixer keeps of each token: keys and values, latents. B batch, T time, S slots.
 
 Slots are filled in the order of the valid tokens, row by row; the ring begins anew when it is full, so that S slots hold the
-last S tokens. Padding takes no slot.
+last S tokens, which is what a window needs; a mixer that sees all tokens asks `within`. Padding takes no slot.
 """
 
 import dataclasses
@@ -61,6 +61,17 @@ def write(cache: Cache, values: Any, tokens: Tokens, row: Row) -> Cache:
         written=written_B,
         row=row,
     )
+
+
+def within(cache: Cache, y_BTD: jax.Array) -> jax.Array:
+    """y, if no row was written more tokens than there are slots. Raises ValueError if one was; under `jit`, which cannot, its y is
+    NaN."""
+    over_B = cache.written > cache.slots
+    if isinstance(over_B, jax.core.Tracer):
+        return jnp.where(over_B.reshape(-1, *(1,) * (y_BTD.ndim - 1)), jnp.asarray(jnp.nan, y_BTD.dtype), y_BTD)
+    if jnp.any(over_B):
+        raise ValueError(f"{int(cache.written.max())} tokens do not fit a cache of max_len={cache.slots}")
+    return y_BTD
 
 
 def beside(cache: Cache, values: Any, tokens: Tokens) -> Cache:

@@ -22,6 +22,7 @@ from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.heads import head_count, head_width
 from jaxeff.mixers.norm import Norm, RMSNorm
 from jaxeff.mixers.short_conv import ShortConv
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.delta_rule import delta_rule
 from jaxeff.ops.segments import Row, empty_row, zero_padding
 
@@ -140,6 +141,7 @@ class DeltaNet:
 
     def apply(self, params, x_BTD: jax.Array, state: DeltaState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         S_BHCE, taps, row = (None, {}, None) if state is None else (state.S, state.taps, state.row)
         tokens, row = ctx.tokens(x_BTD, row)
         qkv, after = {}, {}

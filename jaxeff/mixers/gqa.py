@@ -18,6 +18,7 @@ from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 from jaxeff.mixers.cache import Cache
 from jaxeff.mixers.heads import head_count, head_width
 from jaxeff.mixers.norm import Norm
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.attention import IMPLEMENTATIONS, attention
 from jaxeff.ops.rope import Rope, rope
 
@@ -120,8 +121,9 @@ class GQA:
         return cache.empty(dict.fromkeys("kv", (self.kv_heads, self.head)), batch, slots, dtype)
 
     def apply(self, params, x_BTD: jax.Array, state: Cache | None = None, *, ctx: Ctx = Ctx()) -> Out:
-        """A cache without window holds `max_len` tokens: one more overwrites the oldest, so size it for the whole text.
-        Raises ValueError for a prompt that is longer than the cache."""
+        """A cache without window holds `max_len` tokens. Raises ValueError for one more; under `jit`, where only the length of the
+        prompt is known, the outputs of a row that has become too long are NaN."""
+        check_state(self, state, x_BTD)
         tokens, row = ctx.tokens(x_BTD, None if state is None else state.row)
         q_BTHC, k_BTKC, v_BTKC = self._project(params, x_BTD, tokens.position)
         options = dict(
@@ -149,7 +151,8 @@ class GQA:
             segment_ids_BT=tokens.segment, kv_segment_ids_BS=seen.segment,
             positions_BT=tokens.position, kv_positions_BS=seen.position,
         )  # fmt: skip
-        return Out(project(params, "o", "bthc,hcd->btd", o_BTHC), written)
+        y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
+        return Out(y_BTD if self.window is not None else cache.within(written, y_BTD), written)
 
     def _project(self, params, x_BTD, position_BT):
         def head(name):

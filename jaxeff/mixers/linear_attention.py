@@ -17,6 +17,7 @@ from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 from jaxeff.mixers.heads import head_count, head_width
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.gated_linear import gated_linear
 from jaxeff.ops.norm import rms_norm
 from jaxeff.ops.segments import Row, empty_row, zero_padding
@@ -136,6 +137,7 @@ class LinearAttention:
 
     def apply(self, params, x_BTD: jax.Array, state: LinearState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         S_BHNC, row = (None, None) if state is None else (state.S, state.row)
         tokens, row = ctx.tokens(x_BTD, row)
         qkv = [project(params, name, "btd,dhc->bthc", x_BTD) for name in "qkv"]

@@ -18,6 +18,7 @@ from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.discretise import StepBias, step_size
 from jaxeff.mixers.short_conv import ShortConv, UniformFan
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.norm import rms_norm
 from jaxeff.ops.segments import Row, empty_row, zero_padding
 from jaxeff.ops.selective_scan import selective_scan
@@ -106,6 +107,7 @@ class Mamba:
 
     def apply(self, params, x_BTD: jax.Array, state: MambaState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         tokens, row = ctx.tokens(x_BTD, None if state is None else state.row)
         h_BCN, taps = (None, None) if state is None else (state.h, state.taps)
         z_BTC = project(params, "z", "btd,dc->btc", x_BTD)

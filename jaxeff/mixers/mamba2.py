@@ -20,6 +20,7 @@ from jaxeff.mixers.discretise import LogUniform, StepBias, step_size
 from jaxeff.mixers.heads import nearest_divisor
 from jaxeff.mixers.norm import Norm, RMSNorm
 from jaxeff.mixers.short_conv import ShortConv
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.gated_linear import gated_linear
 from jaxeff.ops.segments import Row, empty_row, zero_padding
 
@@ -129,6 +130,7 @@ class Mamba2:
 
     def apply(self, params, x_BTD: jax.Array, state: Mamba2State | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         tokens, row = ctx.tokens(x_BTD, None if state is None else state.row)
         z_BTHE = project(params, "z", "btd,dhe->bthe", x_BTD)
         dt_BTH = einsum("btd,dh->bth", x_BTD, params["dt"])  # its bias is added in float32

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
+from jaxeff.mixers.state import check_state
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -75,6 +76,7 @@ class MLP:
 
     def apply(self, params, x_BTD: jax.Array, state=None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`; there is no state."""
+        check_state(self, state, x_BTD)
 
         # The backward pass keeps the products and repeats the activation: as much work, a third of the memory. The
         # activation's steps are float32, rounded once at their end.

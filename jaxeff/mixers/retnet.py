@@ -19,6 +19,7 @@ import numpy as np
 from jaxeff.core.spec import Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.norm import Norm, RMSNorm
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.gated_linear import gated_linear
 from jaxeff.ops.rope import Rope, rope
 from jaxeff.ops.segments import Row, empty_row, zero_padding
@@ -133,6 +134,7 @@ class RetNet:
 
     def apply(self, params, x_BTD: jax.Array, state: RetNetState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         S_BHCE, row = (None, None) if state is None else (state.S, state.row)
         tokens, row = ctx.tokens(x_BTD, row)
         q, k, v, z_BTHE = (project(params, name, "btd,dhc->bthc", x_BTD) for name in "qkvz")

@@ -17,6 +17,7 @@ from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 from jaxeff.mixers.heads import nearest_divisor
 from jaxeff.mixers.short_conv import ShortConv
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.diagonal_scan import diagonal_scan
 from jaxeff.ops.segments import Row, Tokens, empty_row, zero_padding
 
@@ -128,6 +129,7 @@ class RGLRU:
 
     def apply(self, params, x_BTD: jax.Array, state: RGLRUState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         before = None if state is None else state.row
         tokens, row = ctx.tokens(x_BTD, before)
         h_BR, taps = (None, None) if state is None else (state.h, state.taps)

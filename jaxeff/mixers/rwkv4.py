@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxeff.core.spec import Site, Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.rwkv import Current, ShiftState, depth, empty_shift, lerp, mixes, shifted, squared
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.wkv import WKVState, empty_wkv, wkv
 
 
@@ -95,6 +96,7 @@ class RWKV4:
 
     def apply(self, params, x_BTD: jax.Array, state: RWKV4State | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         before_BTD, shift, tokens = shifted(x_BTD, None if state is None else state.shift, ctx)
         kvr_BTA = [
             project(params, name, "btd,da->bta", lerp(x_BTD, before_BTD, _before(params, name))) for name in "kvr"
@@ -158,6 +160,7 @@ class RWKV4Channel:
 
     def apply(self, params, x_BTD: jax.Array, state: ShiftState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         before_BTD, state, _ = shifted(x_BTD, state, ctx)
         k_BTF = project(params, "k", "btd,df->btf", lerp(x_BTD, before_BTD, self._before(params, "k")))
         r_BTD = project(params, "r", "btd,de->bte", lerp(x_BTD, before_BTD, self._before(params, "r")))

@@ -22,6 +22,7 @@ from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.norm import LayerNorm, Norm
 from jaxeff.mixers.rwkv import Before, Current, ShiftState, depth, empty_shift, lerp, mixes, shifted
 from jaxeff.mixers.rwkv4 import RWKV4Channel
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.gated_linear import gated_linear
 from jaxeff.ops.segments import zero_padding
 
@@ -155,6 +156,7 @@ class RWKV6:
 
     def apply(self, params, x_BTD: jax.Array, state: RWKV6State | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         before_BTD, shift, tokens = shifted(x_BTD, None if state is None else state.shift, ctx)
         low_BTNR = einsum("btd,dnr->btnr", lerp(x_BTD, before_BTD, params["mix_x"]), params["mix_down"])
         more_BTND = einsum("btnr,nrd->btnd", _tanh(low_BTNR), params["mix_up"])

@@ -26,6 +26,7 @@ from jaxeff.mixers.deltanet import unit
 from jaxeff.mixers.heads import nearest_divisor
 from jaxeff.mixers.norm import LayerNorm
 from jaxeff.mixers.rwkv import Before, ShiftState, depth, empty_shift, lerp, mixes, shifted, squared
+from jaxeff.mixers.state import check_state
 from jaxeff.ops.delta_rule import delta_rule
 from jaxeff.ops.segments import zero_padding
 
@@ -196,6 +197,7 @@ class RWKV7:
 
     def apply(self, params, x_BTD: jax.Array, state: RWKV7State | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`; shares `v_first` where `value_residual` is False."""
+        check_state(self, state, x_BTD)
         before_BTD, shift, tokens = shifted(x_BTD, None if state is None else state.shift, ctx)
         x = {name: lerp(x_BTD, before_BTD, params[f"shift_{name}"]) for name in "rwkvag"}
         r, k, v = (project(params, name, "btd,dhc->bthc", x[name]) for name in "rkv")
@@ -275,6 +277,7 @@ class RWKV7Channel:
 
     def apply(self, params, x_BTD: jax.Array, state: ShiftState | None = None, *, ctx: Ctx = Ctx()) -> Out:
         """See `mixers.base.Out`."""
+        check_state(self, state, x_BTD)
         before_BTD, state, _ = shifted(x_BTD, state, ctx)
         k_BTF = project(params, "k", "btd,df->btf", lerp(x_BTD, before_BTD, params["shift_k"]))
         return Out(project(params, "v", "btf,fd->btd", squared(k_BTF)), state)

@@ -1,4 +1,4 @@
-"""Next-token prediction. B batch, T time, D model."""
+"""Next-token prediction, or of whatever data say is to be told at each place. B batch, T time, D model."""
 
 import dataclasses
 import math
@@ -44,7 +44,8 @@ class Causal:
     def sums(self, model, params, batch: Mapping[str, jax.Array], ctx: Ctx = Ctx()) -> dict[str, Sum]:
         """`loss`; `nll`, the negative log-likelihood alone, in nats; `accuracy`; and the metrics of the model's layers.
 
-        batch: `tokens`, `segment_ids`, `positions` int32 [B, T] and `loss_mask` float32 [B, T], the weight of each prediction.
+        batch: `tokens`, `segment_ids`, `positions` int32 [B, T] and `loss_mask` float32 [B, T], the weight of each prediction; what
+        is predicted are `targets` int32 [B, T] where the data has them, else the next tokens.
         With `target_bytes` [B, T], the bytes of text that each prediction stands for, also `bits`, weighted by them.
         """
         ctx = dataclasses.replace(ctx, segment_ids=batch["segment_ids"], positions=batch["positions"])
@@ -53,7 +54,7 @@ class Causal:
         loss_sum, told = cross_entropy(
             out.y,
             head,
-            next_tokens(batch["tokens"]),
+            batch["targets"] if "targets" in batch else next_tokens(batch["tokens"]),
             batch["loss_mask"],
             axes=axes,
             z_loss=self.z_loss,

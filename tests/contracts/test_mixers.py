@@ -310,6 +310,33 @@ def test_size_of_the_state(name):
 
 
 @every_mixer
+def test_a_state_of_another_mixer_or_batch_is_refused_and_both_are_named(name):
+    mixer, x_BTD = CASES[name], inputs(name)
+    other = {"memory": jnp.zeros((B, 3))}
+    with pytest.raises(
+        ValueError, match=rf"{type(mixer).__name__} needs a state .* found the state dict\(memory \[2, 3\]\)"
+    ):
+        mixer.apply(values(name), x_BTD, other)
+    state = mixer.init_state(B + 1, T, jnp.float32)
+    if jax.tree.leaves(state):
+        with pytest.raises(ValueError, match=rf"for a batch of {B}, found .*\[{B + 1}"):
+            mixer.apply(values(name), x_BTD, state)
+
+
+@pytest.mark.parametrize("name", sorted(GROWING))
+def test_no_more_tokens_than_a_growing_state_was_made_for(name):
+    x_BTD, state = inputs(name)[:, :1], CASES[name].init_state(B, 3, jnp.float32)
+    for _ in range(3):
+        y_BTD, state, *_ = apply(CASES[name], values(name), x_BTD, None, state)
+        assert np.all(np.isfinite(y_BTD))
+    with pytest.raises(ValueError, match="4 tokens do not fit a cache of max_len=3"):
+        CASES[name].apply(values(name), x_BTD, state)
+    only_first = np.array([[1], [0]], np.int32)
+    y_BTD = np.asarray(apply(CASES[name], values(name), x_BTD, only_first, state).y)
+    assert np.all(np.isnan(y_BTD[0])) and np.all(np.isfinite(y_BTD[1])), "under jit the row's outputs tell"
+
+
+@every_mixer
 def test_axes_are_known_and_do_not_collide(name):
     mesh = AbstractMesh((2, 2, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     for path, spec in jaxeff.core.tree.paths(CASES[name].specs()).items():
