@@ -44,6 +44,7 @@ from jaxeff.models import LM, Block, Stage
 from jaxeff.ops.attention_kernels import LANES
 from tests.closeness import assert_close
 from tests.documented import ROOT, defined
+from tests.shipped import QUICKLY
 
 QKVO = ("q", "k", "v", "o")
 SMALL = {
@@ -109,9 +110,16 @@ BF16 = 2e-2
 # All tests of a mixer follow each other: what they share is compiled once.
 every_mixer = pytest.mark.parametrize("name", CASES, scope="module")
 every_registered = pytest.mark.parametrize("name", REGISTERED, scope="module")
+# Every mixer as a user's programs are compiled; further configurations quickly.
+VARIANTS = {name for name in CASES if "/" in name}
+every_mixer_shipped = pytest.mark.parametrize(
+    "name",
+    [name if name in VARIANTS else pytest.param(name, marks=pytest.mark.shipped) for name in CASES],
+    scope="module",
+)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
 def initial(layer):
     return jaxeff.init(layer.specs(), jax.random.key(0))
 
@@ -175,8 +183,7 @@ def output_and_gradients(mixer, params, x_BTD, segment_ids_BT, mesh=None):
     return y_BTD, gradients
 
 
-@pytest.mark.shipped
-@every_mixer
+@every_mixer_shipped
 def test_shapes_and_finite_gradients(name):
     x_BTD = inputs(name)
     segment_ids = ONES.copy()
@@ -191,7 +198,7 @@ def test_shapes_and_finite_gradients(name):
 
 @every_mixer
 def test_works_alone_and_jitted_is_plain(name):
-    x_BTD = inputs(name)[:, :3]
+    x_BTD = inputs(name)[:, :2]
     plain, state, *_ = CASES[name].apply(values(name), x_BTD)
     assert state is None
     jitted = apply(CASES[name], values(name), x_BTD).y
@@ -208,8 +215,7 @@ def input_gradients(mixer, params, x_BTD, segment_ids_BT, times):
     return jax.vmap(lambda mask_BTD: pullback(mask_BTD * r_BTD)[0])(at)
 
 
-@pytest.mark.shipped
-@every_mixer
+@every_mixer_shipped
 def test_gradients_never_come_from_the_future_or_another_segment(name):
     times = np.array([0, 1, 7, 31, 39, 40, 41, 63, 64, T - 1])
     segment_ids = ONES.copy()
@@ -225,8 +231,7 @@ def test_gradients_never_come_from_the_future_or_another_segment(name):
             assert np.all(gradient[:, :seen] == 0), f"a channel mixer's output {t} depends on tokens before {seen}"
 
 
-@pytest.mark.shipped
-@every_mixer
+@every_mixer_shipped
 def test_the_whole_is_its_halves_and_its_tokens(name):
     x_BTD = inputs(name)
     expected = whole(name)
@@ -364,8 +369,7 @@ def test_lowers_for_a_mesh_of_32_devices(name):
     )
 
 
-@pytest.mark.shipped
-@every_mixer
+@every_mixer_shipped
 def test_sharded_is_unsharded(name):
     mesh = jaxeff.make_mesh(fsdp=2, tensor=2)
     params = jax.device_put(values(name), jaxeff.shardings(CASES[name].specs(), mesh))
