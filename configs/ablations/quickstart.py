@@ -1,4 +1,4 @@
-"""Five sequence mixers of equal size on the documentation of this Python: the default ablation.
+"""Seven sequence mixers of equal size on the documentation of this Python: the default ablation.
 
     jaxeff ablate configs/ablations/quickstart.py --workdir runs/quickstart
 
@@ -12,11 +12,9 @@ import os
 
 from jaxeff.core.errors import UserError
 from jaxeff.data import PythonDocs, SentencePiece, TextData
-from jaxeff.lab.ablation import Ablation, stages
-from jaxeff.mixers import GQA, MHA, MQA, LinearAttention, SlidingWindow
-from jaxeff.models.block import Block
-from jaxeff.models.lm import LM
-from jaxeff.models.stack import Stage
+from jaxeff.lab.ablation import Ablation, Variant, stages
+from jaxeff.mixers import GQA, MHA, MLP, MQA, RWKV7, LinearAttention, Mamba2, RMSNorm, SlidingWindow
+from jaxeff.models import LM, Block, Stage, rwkv7_stages
 from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.optim import Optim
 
@@ -32,24 +30,29 @@ def ablation() -> Ablation:
 
 
 def full() -> Ablation:
-    """Five models of 540 thousand parameters, trained by Muon: after so few steps AdamW is 0.4 bits per byte behind."""
+    """Seven models of 540 thousand parameters, trained by Muon: after so few steps AdamW is 0.4 bits per byte behind."""
     mixers = {
         "mha": MHA(n_heads=4),
         "gqa": GQA(n_heads=4, n_kv_heads=2),
         "mqa": MQA(n_heads=4),
         "window": SlidingWindow(n_heads=4, n_kv_heads="all", window=64),
         "linear": LinearAttention(n_heads=4),
+        "mamba2": Mamba2(),
     }
+    rwkv7 = rwkv7_stages(4, RWKV7(head_dim=24), MLP(), RMSNorm())
     return Ablation(
         name="quickstart",
-        description="Five sequence mixers in one Transformer of equal size, trained on the documentation of this Python.",
+        description="Seven sequence mixers in one Transformer of equal size, trained on the documentation of this Python.",
         base=Experiment(
             model=LM(vocab_size=VOCABULARY, d_model=96, stages=(Stage(("gqa",), 4),)),
             data=TextData(PythonDocs(), SentencePiece(vocab_size=VOCABULARY), seq_len=256, batch_size=2),
             optim=Optim("muon", schedule="cosine", warmup=0.1),
             train=Train(steps=400, log_every=1, eval_batches=64),
         ),
-        variants=tuple(stages(name, Block(mixer)) for name, mixer in mixers.items()),
+        variants=(
+            *(stages(name, Block(mixer)) for name, mixer in mixers.items()),
+            Variant("rwkv7", {"model.stages": rwkv7}),
+        ),
         lrs=(0.006, 0.012, 0.024),
         seeds=(0, 1, 2),
         sweep_steps=200,
