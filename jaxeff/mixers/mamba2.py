@@ -40,8 +40,9 @@ class Mamba2:
     """State space duality; sizes left None derive from `d_model`.
 
     d_state: N. expand: H E / D. head_dim: E, 64 or all channels where there are fewer. n_groups: G, how many b and c there are.
-    conv: of x, b and c. dt_limit: what dt is clipped to. dt_range, a_range: of the initial dt (log-uniform) and a (uniform).
-    norm: of the gated y over the channels of one of `norm_groups` groups, None for G. norm_before_gate: norm(y) silu(z).
+    conv: of x, b and c. dt_limit: (low, high) that dt is clipped to, if any. dt_range, a_range: of the initial dt (log-uniform)
+    and a (uniform). norm: of the gated y over the channels of one of `norm_groups` groups, None for G. norm_before_gate:
+    norm(y) silu(z).
 
     Cost per token: 2 x parameters + about 2 H (2 N E + 64 (N / (H / G) + E)) FLOPs at any length, in decoding 2 x parameters +
     4 H N E. State: H N E float32 numbers per sequence, and the (W - 1) (H E + 2 G N) last inputs of the convolutions.
@@ -61,7 +62,7 @@ class Mamba2:
     head_dim: int | None = None
     n_groups: int = 1
     conv: ShortConv = ShortConv()
-    dt_limit: tuple[float, float] = (0.0, float("inf"))
+    dt_limit: tuple[float, float] | None = None
     dt_range: tuple[float, float] = (1e-3, 1e-1)
     a_range: tuple[float, float] = (1.0, 16.0)
     norm: Norm = RMSNorm(eps=1e-5)
@@ -71,6 +72,8 @@ class Mamba2:
     def __post_init__(self):
         at_least_one(self, "d_model", "d_state", "expand", "head_dim", "n_groups", "norm_groups")
         for name in ("dt_limit", "dt_range", "a_range"):
+            if getattr(self, name) is None and name == "dt_limit":
+                continue
             low, high = getattr(self, name)
             if not (0 <= low <= high) or (low == 0 and name != "dt_limit"):
                 raise ValueError(f"Mamba2.{name} must be (low, high), rising and above 0, found {(low, high)}")
@@ -148,7 +151,9 @@ class Mamba2:
 
     def _scan(self, params, x_BTHE, b_BTGN, c_BTGN, dt_BTH, S_BHNE, tokens):
         """(y_BTHE in x's dtype, S): the recurrence."""
-        dt_BTH = jnp.clip(step_size(dt_BTH, params["dt_bias"]), *self.dt_limit)
+        dt_BTH = step_size(dt_BTH, params["dt_bias"])
+        if self.dt_limit is not None:
+            dt_BTH = jnp.clip(dt_BTH, *self.dt_limit)
         dt_BTH = zero_padding(dt_BTH, tokens.valid)  # adds nothing, forgets nothing
         log_a_BTH = -jnp.exp(params["a_log"].astype(jnp.float32))[None, None] * dt_BTH
         x32_BTHE = x_BTHE.astype(jnp.float32)

@@ -9,6 +9,7 @@ file of results can make it import or run anything.
 
 import dataclasses
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def to_json(value) -> Any:
         return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"a config may hold finite numbers only, as JSON has no others; found {value}")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Path):

@@ -35,7 +35,8 @@ def by_hand(m, params, x_BTD):
 
     z, x, b, c = np.einsum("btd,dhe->bthe", x_BTD, p["z"]), conv("x"), conv("b"), conv("c")
     b, c = (np.repeat(a, m.heads // m.n_groups, axis=2) for a in (b, c))
-    dt = np.clip(np.logaddexp(0, np.einsum("btd,dh->bth", x_BTD, p["dt"]) + p["dt_bias"]), *m.dt_limit)
+    dt = np.logaddexp(0, np.einsum("btd,dh->bth", x_BTD, p["dt"]) + p["dt_bias"])
+    dt = dt if m.dt_limit is None else np.clip(dt, *m.dt_limit)
     S, y = 0.0, np.zeros_like(x)
     for t in range(x.shape[1]):
         S = np.exp(-np.exp(p["a_log"]) * dt[:, t])[..., None, None] * S

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jaxeff.core.errors import UserError
+from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.models import LM
 from jaxeff.train.config_file import load
 from jaxeff.train.config_json import MISSING, diff, from_json, to_json
@@ -21,9 +22,16 @@ def test_json_and_back(e):
     assert from_json(json.loads(json.dumps(to_json(e)))) == e
 
 
-def test_what_json_cannot_hold_is_refused():
+@pytest.mark.parametrize("name", MIXERS | CHANNEL_MIXERS)
+def test_every_mixer_is_json_and_back(name):
+    mixer = (MIXERS | CHANNEL_MIXERS)[name]()
+    assert from_json(json.loads(json.dumps(to_json(mixer), allow_nan=False))) == mixer
+
+
+@pytest.mark.parametrize("value", [{1, 2}, float("inf"), (1.0, float("nan"))])
+def test_what_json_cannot_hold_is_refused(value):
     with pytest.raises(UserError, match="a config may hold"):
-        to_json({1, 2})
+        to_json(value)
 
 
 @pytest.mark.parametrize(
