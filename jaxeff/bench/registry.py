@@ -11,6 +11,7 @@ from jaxeff.bench.record import show
 from jaxeff.bench.recurrences import recurrences
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
+from jaxeff.bench.tpu import tpu
 from jaxeff.bench.training import train
 from jaxeff.core.errors import lookup
 from jaxeff.core.files import write_json
@@ -21,6 +22,7 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "generate": generate,
     "mixers": mixers,
     "recurrences": recurrences,
+    "tpu": tpu,
     "checkpoint": checkpoint,
     "data": data,
     "compile": compile_time,
