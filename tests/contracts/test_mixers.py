@@ -110,12 +110,10 @@ BF16 = 2e-2
 # All tests of a mixer follow each other: what they share is compiled once.
 every_mixer = pytest.mark.parametrize("name", CASES, scope="module")
 every_registered = pytest.mark.parametrize("name", REGISTERED, scope="module")
-# Every mixer as a user's programs are compiled; further configurations quickly.
-VARIANTS = {name for name in CASES if "/" in name}
+# Every mixer of the library as a user's programs are compiled; further configurations of one, by whatever name, quickly.
+ONCE = {type(CASES[name]): name for name in reversed(CASES) if name in MIXERS | CHANNEL_MIXERS}.values()
 every_mixer_shipped = pytest.mark.parametrize(
-    "name",
-    [name if name in VARIANTS else pytest.param(name, marks=pytest.mark.shipped) for name in CASES],
-    scope="module",
+    "name", [pytest.param(name, marks=pytest.mark.shipped) if name in ONCE else name for name in CASES], scope="module"
 )
 
 
