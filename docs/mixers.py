@@ -61,7 +61,7 @@ def rows(parity):
         kind = type(mixer).__name__
         error = parity.get(kind, {})
         found = [f"{error[key]:.0e}" if key in error else "\u2013" for key in ("output", "gradient")]
-        sizes = [binary(_bytes(mixer, n)) if _bytes(mixer, n) else "\u2013" for n in (64, 4096)]
+        sizes = [binary(n_bytes or None) for n_bytes in (_bytes(mixer, n) for n in (64, 4096))]
         yield (
             f"| [`{name}`](#{name}) | {si(count(mixer.specs()))} | "
             + " | ".join([*sizes, PUBLISHED.get(kind, "\u2013"), *found])

@@ -1,4 +1,5 @@
-"""Every sequence mixer of the registry in one Transformer of equal size, on the documentation of this Python.
+"""The sequence mixers of the registry (mha and mqa are settings of gqa) in one Transformer of equal size, on the documentation of
+this Python.
 
     jaxeff ablate configs/ablations/mixers.py --workdir runs/mixers
 
@@ -53,11 +54,11 @@ MIXERS = {
 
 
 def ablation() -> Ablation:
-    """Models of 540 thousand parameters; the width of their MLPs makes up for the mixers' sizes."""
+    """Models of 505 thousand parameters; the width of their MLPs makes up for the mixers' sizes."""
     rwkv7 = rwkv7_stages(LAYERS, RWKV7(head_dim=24), MLP(), RMSNorm())
     return Ablation(
         name="mixers",
-        description="All sequence mixers in one Transformer of equal size, trained on the documentation of this Python.",
+        description="Sequence mixers in one Transformer of equal size, trained on the documentation of this Python.",
         base=Experiment(
             model=LM(vocab_size=VOCABULARY, d_model=96, stages=(Stage(("gqa",), LAYERS),)),
             data=TextData(PythonDocs(), SentencePiece(vocab_size=VOCABULARY), seq_len=256, batch_size=2),

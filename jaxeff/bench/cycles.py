@@ -31,7 +31,7 @@ class Cycles(NamedTuple):
 
 
 def estimated(text: str) -> Cycles:
-    """The cycles of a module. Raises ValueError where it has none, or a loop whose number of turns is not known."""
+    """The cycles of a module. Raises ValueError where it has none, or a kernel, or a loop whose number of turns is not known."""
     computations = dict(_computations(text))
     entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)
     found = {}
@@ -52,6 +52,8 @@ def estimated(text: str) -> Cycles:
         if called:
             return cost(called[1])
         own = re.search(r'"estimated_cycles":"(\d+)"', line)
+        if not own and "tpu_custom_call" in line:
+            raise ValueError("the module calls a kernel, of which the compiler has no estimate")
         if not own:
             return Cycles()
         cycles = float(own[1])

@@ -47,5 +47,11 @@ def test_loops_count_as_often_as_they_turn_and_products_apart():
 def test_what_is_not_known_is_an_error():
     with pytest.raises(ValueError, match="how often the loop with the condition condition turns is not known"):
         estimated(MODULE.replace("constant(10)", "parameter(1)"))
+    with pytest.raises(ValueError, match="calls a kernel"):
+        estimated(
+            MODULE.replace("fusion(%x), kind=kLoop", 'custom-call(%x), custom_call_target="tpu_custom_call"').replace(
+                '"7"', "7"
+            )
+        )
     with pytest.raises(ValueError, match="not compiled for a TPU"):
         estimated(MODULE.replace("estimated_cycles", "cycles"))

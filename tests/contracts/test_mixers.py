@@ -318,7 +318,7 @@ def test_size_of_the_state(name):
 
 
 @every_mixer
-def test_a_state_of_another_mixer_or_batch_is_refused_and_both_are_named(name):
+def test_a_state_of_another_mixer_width_or_batch_is_refused_and_both_are_named(name):
     mixer, x_BTD = CASES[name], inputs(name)
     other = {"memory": jnp.zeros((B, 3))}
     with pytest.raises(
@@ -329,6 +329,9 @@ def test_a_state_of_another_mixer_or_batch_is_refused_and_both_are_named(name):
     if jax.tree.leaves(state):
         with pytest.raises(ValueError, match=rf"for a batch of {B}, found .*\[{B + 1}"):
             mixer.apply(values(name), x_BTD, state)
+        wider = REGISTERED[name.split("/")[0]](d_model=64).init_state(B, T, jnp.float32)
+        with pytest.raises(ValueError, match=f"{type(mixer).__name__} needs a state"):
+            mixer.apply(values(name), x_BTD, wider)
 
 
 @pytest.mark.parametrize("name", sorted(GROWING))
