@@ -25,7 +25,10 @@ MIXERS = {
 
 def ablation() -> Ablation:
     """Two layers; 8,192 rows of 32 bits, each seen four times."""
-    rwkv7 = rwkv7_stages(LAYERS, RWKV7(head_dim=16), MLP(), RMSNorm())
+    rwkv7 = {
+        name: rwkv7_stages(LAYERS, RWKV7(head_dim=16, negative=negative), MLP(), RMSNorm())
+        for name, negative in (("rwkv7", False), ("rwkv7-negative", True))
+    }
     return Ablation(
         name="state-tracking",
         description="Parity of the bits so far, learned on rows of 32 bits, told on bits 33 to 64 of longer rows.",
@@ -38,7 +41,7 @@ def ablation() -> Ablation:
         ),
         variants=(
             *(stages(name, Block(mixer)) for name, mixer in MIXERS.items()),
-            Variant("rwkv7", {"model.stages": rwkv7}),
+            *(Variant(name, {"model.stages": stages}) for name, stages in rwkv7.items()),
         ),
         lrs=(1e-3, 3e-3),
         seeds=(0, 1, 2),

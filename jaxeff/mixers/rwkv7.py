@@ -91,7 +91,9 @@ class RWKV7:
 
     head_dim: C, 64 or D where that is less. ranks: of decay, rate, value and gate; None derives the published ones, multiples of
     32 near 2.5, 2.5, 1.7 and 5 sqrt(D). value_residual: v is drawn to the first layer's, which that layer shares as `v_first`;
-    False is that first layer, and a layer alone. `models.rwkv7_stages` puts both together.
+    False is that first layer, and a layer alone. `models.rwkv7_stages` puts both together. negative: S removes at up to
+    1 + exp(-exp(-1/2)) = 1.55 times i, the widest range for which the eigenvalues of diag(a) - (i n) n^T, all real, stay within
+    (-1, 1): as published they lie above -0.46, and a parity, say, fades within a few tokens.
 
     Cost per token: 2 x parameters + about 2 H (5 C^2 + 32 4 C) FLOPs at any length, and the decays of each channel, about 30 D
     exponentials and products in training; in decoding 2 x parameters + 8 D C. State: D C float32 numbers per sequence, and the
@@ -110,6 +112,7 @@ class RWKV7:
     head_dim: int | None = None
     ranks: tuple[int, int, int, int] | None = None
     value_residual: bool = False
+    negative: bool = False
 
     def __post_init__(self):
         at_least_one(self, "d_model", "head_dim")
@@ -222,7 +225,8 @@ class RWKV7:
         rate = jax.nn.sigmoid(vector("rate") + wide(rate))
         n_BTHC = unit(k32 * vector("removal"), 1e-12)
         k32 = k32 * (1.0 + vector("replacement") * (rate - 1.0))
-        u, written, log_a = (zero_padding(a, tokens.valid) for a in (-rate * n_BTHC, k32, log_a))
+        widest = 1.0 + math.exp(STRONGEST) if self.negative else 1.0
+        u, written, log_a = (zero_padding(a, tokens.valid) for a in (-widest * rate * n_BTHC, k32, log_a))
         o, S_BHCC = delta_rule(r32, written, v32, u, n_BTHC, log_a, S_BHCC, tokens.start, recompute=False)
         o = self.norm.apply(params["norm"], o)
         o = o + jnp.sum(vector("bonus") * r32 * k32, axis=-1, keepdims=True) * v32

@@ -1,5 +1,6 @@
 """RWKV-7 against its equations in float64, its initial values by depth, and sizes that cannot be."""
 
+import dataclasses
 import functools
 
 import jax
@@ -44,6 +45,7 @@ def by_hand(m, params, x_BTD, v_first):
     low = lambda name, x, act=lambda a: a: np.einsum("btr,rhc->bthc", act(x @ p[f"{name}_low"]), p[f"{name}_high"])
     a = np.exp(-np.exp(-0.5) * sigmoid(p["decay"] + low("decay", x["w"], np.tanh)))
     rate, gate = sigmoid(p["rate"] + low("rate", x["a"])), low("gate", x["g"], sigmoid)
+    removed_rate = rate * (1 + np.exp(-np.exp(-0.5)) if m.negative else 1)
     v = v + (v_first - v) * sigmoid(p["value"] + low("value", x["v"]))
     n = k * p["removal"]
     n = n / np.sqrt(np.sum(n**2, axis=-1, keepdims=True) + 1e-12)
@@ -51,7 +53,7 @@ def by_hand(m, params, x_BTD, v_first):
     S, o = np.zeros((*k[:, 0].shape, m.head)), np.zeros_like(v)
     for t in range(k.shape[1]):
         removed = np.einsum("bhc,bhce->bhe", n[:, t], S)
-        S = a[:, t, ..., None] * S - np.einsum("bhc,bhe->bhce", (rate * n)[:, t], removed)
+        S = a[:, t, ..., None] * S - np.einsum("bhc,bhe->bhce", (removed_rate * n)[:, t], removed)
         S = S + np.einsum("bhc,bhe->bhce", k[:, t], v[:, t])
         o[:, t] = np.einsum("bhce,bhc->bhe", S, r[:, t])
     o = o - o.mean(axis=-1, keepdims=True)
@@ -73,6 +75,8 @@ CASES = {
     "a = 1": ({"decay": -60.0}, 1.0, 130),
     "a at its least": ({"decay": 60.0}, 1.0, 130),
     "all that is stored is removed": ({"rate": 60.0, "decay": -60.0}, 1.0, 130),
+    "negative": ({}, 1.0, 130),
+    "negative, an eigenvalue of -1": ({"rate": 60.0, "decay": 60.0}, 1.0, 130),
     "inputs 30 times too large": ({}, 30.0, 130),
 }
 
@@ -81,17 +85,18 @@ CASES = {
 def test_is_its_equations_for_any_gate(case):
     """float32: sums of some hundred products and a norm, 3e-7 is usual. bfloat16: a dozen roundings of 2^-9, 1 % is usual."""
     changed, factor, time = CASES[case]
-    params = noisy(SMALL) | {name: np.full_like(noisy(SMALL)[name], value) for name, value in changed.items()}
+    m = dataclasses.replace(SMALL, negative=case.startswith("negative"))
+    params = noisy(m) | {name: np.full_like(noisy(m)[name], value) for name, value in changed.items()}
     x_BTD = factor * jax.random.normal(jax.random.key(1), (1, time, 12))
     v_first = factor * jax.random.normal(jax.random.key(2), (1, time, 2, 6))
     for dtype, limit in (("float32", 3e-6), ("bfloat16", 3e-2)):
         x, first = x_BTD.astype(dtype), v_first.astype(dtype)
         ctx = Ctx(policy=POLICIES[dtype], shared=Shared({"v_first": first}))
-        out = apply_mixer(SMALL, params, x, None, ctx)
-        error = relative_rms(out.y, by_hand(SMALL, params, x, first))
+        out = apply_mixer(m, params, x, None, ctx)
+        error = relative_rms(out.y, by_hand(m, params, x, first))
         print(f"{case}, {dtype}: {error:.1e}")
         assert out.y.dtype == jnp.dtype(dtype) and error < limit
-        for path, g in jaxeff.core.tree.paths(gradients(SMALL, params, x, ctx)).items():
+        for path, g in jaxeff.core.tree.paths(gradients(m, params, x, ctx)).items():
             assert np.all(np.isfinite(np.asarray(g, np.float32))), path
 
 
