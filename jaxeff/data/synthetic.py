@@ -90,12 +90,14 @@ class Recall(Task):
     """Pairs of a key and a value, then every key again in another order: its value is to be predicted (multi-query associative
     recall; Arora et al. 2023, "Zoology").
 
-    n_keys, n_values: sizes of the two alphabets. n_pairs: of a row, whose keys are all different.
+    n_keys, n_values: sizes of the two alphabets. n_pairs: of a row, whose keys are all different. joined: a pair is one token,
+    which its key is to predict, so that nothing but memory is needed; else two, which a model has to bring together first.
     """
 
     n_keys: int = 64
     n_values: int = 64
     n_pairs: int = 16
+    joined: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,25 +107,31 @@ class Recall(Task):
 
     @property
     def seq_len(self) -> int:
-        """T: every pair twice."""
-        return 4 * self.n_pairs
+        """T: every pair twice; of a joined one the key alone is asked for."""
+        return 2 * self.n_pairs if self.joined else 4 * self.n_pairs
 
     @property
     def vocab_size(self) -> int:
-        """Keys, then values."""
-        return self.n_keys + self.n_values
+        """Keys, then values, or pairs."""
+        return self.n_keys + self.n_values * (self.n_keys if self.joined else 1)
 
     def rows(self, r: np.random.Generator, n: int, train: bool) -> Rows:
         """See `Task`."""
         keys = np.argsort(r.random((n, self.n_keys)), axis=1)[:, : self.n_pairs]
-        values = r.integers(self.n_keys, self.vocab_size, (n, self.n_pairs))
-        pairs = np.stack([keys, values], axis=-1)
+        values = r.integers(self.n_keys, self.n_keys + self.n_values, (n, self.n_pairs))
         order = np.argsort(r.random((n, self.n_pairs)), axis=1)
-        again = np.take_along_axis(pairs, order[:, :, None], axis=1)
-        tokens_BT = np.concatenate([pairs, again], axis=1).reshape(n, self.seq_len).astype(np.uint16)
+        again = lambda x: np.take_along_axis(x, order, axis=1)
+        pairs, targets_BT = np.stack([keys, values], axis=-1), None
+        tokens_BT = np.concatenate([pairs, np.stack([again(keys), again(values)], axis=-1)], axis=1)
+        if self.joined:
+            pairs = values + self.n_values * keys
+            tokens_BT = np.concatenate([pairs, again(keys)], axis=1)
+            targets_BT = np.concatenate([pairs, again(pairs)], axis=1).astype(np.uint16)
+        tokens_BT = tokens_BT.reshape(n, self.seq_len).astype(np.uint16)
         mask_BT = np.zeros(tokens_BT.shape, np.uint8)
-        mask_BT[:, 2 * self.n_pairs :: 2] = 1  # each key of the second half predicts the value after it
-        return Rows(tokens_BT, np.ones_like(tokens_BT), mask_BT)
+        half = self.seq_len // 2
+        mask_BT[:, half :: 1 if self.joined else 2] = 1  # each key of the second half predicts
+        return Rows(tokens_BT, np.ones_like(tokens_BT), mask_BT, targets_BT)
 
 
 @dataclass(frozen=True)

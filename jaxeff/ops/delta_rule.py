@@ -187,17 +187,37 @@ def _joined(left, right):
 
 def _levels(log_a):
     """Sums of log a by halving: [(h, from the start of a right half to i for rows w and q, from after j to the end of a left half)]
-    and, for the whole chunk, both."""
+    and, for the whole chunk, both. Those of rows w and q stand beside each other, [..., I, 2C]."""
     w_before, q_before, after = jnp.zeros_like(log_a), log_a, jnp.zeros_like(log_a)
     levels, h = [], 1
     while h < log_a.shape[-2]:
         (w_left, w_right), (q_left, q_right), (left, right) = (_halves(x, h) for x in (w_before, q_before, after))
-        levels.append((h, (w_right, q_right), left))
+        levels.append((h, _beside(w_right, q_right), left))
         to_middle, from_middle = q_left[..., -1:, :], q_right[..., -1:, :]
         w_before, q_before = _joined(w_left, to_middle + w_right), _joined(q_left, to_middle + q_right)
         after = _joined(left + from_middle, right)
         h *= 2
-    return levels, (w_before, q_before), after
+    return levels, _beside(w_before, q_before), after
+
+
+def _beside(x, y):
+    """Channels of two [..., I, C] as [..., I, 2C]."""
+    return jnp.concatenate([x, y], axis=-1)
+
+
+def _apart(x):
+    """The inverse of `_beside`."""
+    return jnp.split(x, 2, axis=-1)
+
+
+def _under(x):
+    """[..., I, 2C] -> [..., 2I, C]: a token's two rows, one under the other."""
+    return x.reshape(*x.shape[:-2], 2 * x.shape[-2], -1)
+
+
+def _along(x):
+    """The inverse of `_under`."""
+    return x.reshape(*x.shape[:-2], x.shape[-2] // 2, -1)
 
 
 def _blocks(upper_lower, crossing):
@@ -210,22 +230,29 @@ def _blocks(upper_lower, crossing):
 @jax.custom_vjp
 def _by_channel(rows, cols, log_a):
     """`_by_head` with a gate per channel, [..., I, C]: for i in the right and j in the left half of a block, the decay is that from
-    the middle to i times that from j to the middle."""
-    levels, before, after = _levels(log_a)
-    own = [jnp.sum(rows[1] * y, axis=-1)[..., None, None] for y in cols]  # a token reads itself by q alone
-    A = [[jnp.zeros_like(x) for x in own], own]
+    the middle to i times that from j to the middle. All four products are one, of rows (w_1, q_1, w_2, ...) and columns (u_1,
+    k_1, u_2, ...)."""
+    (q, size), (levels, before, after) = (rows[1], log_a.shape[-2]), _levels(log_a)
+    rows, cols = _beside(*rows), _beside(*cols)
+    own = jnp.sum(q[..., None, :] * cols.reshape(*q.shape[:-1], 2, -1), axis=-1)  # a token reads itself by q alone
+    A = jnp.stack([jnp.zeros_like(own), own], axis=-2)
     for h, to_i, to_middle in levels:
         right, left = _scaled(rows, cols, h, to_i, to_middle)
-        A = [[_blocks(A[x][y], right[x] @ _turned(left[y])) for y in (0, 1)] for x in (0, 1)]
-    rows = tuple(x * jnp.exp(g) for x, g in zip(rows, before, strict=True))
-    cols = tuple(y * jnp.exp(after) for y in cols)
-    return tuple(tuple(a[..., 0, :, :] for a in row) for row in A), rows, cols, jnp.exp(_turned(before[1][..., -1:, :]))
+        A = _blocks(A, right @ _turned(left))
+    A = A.reshape(*q.shape[:-2], size, 2, size, 2)
+    A = tuple(tuple(A[..., x, :, y] for y in (0, 1)) for x in (0, 1))
+    rows, cols = rows * jnp.exp(before), cols * _twice(jnp.exp(after))
+    return A, tuple(_apart(rows)), tuple(_apart(cols)), jnp.exp(_turned(_apart(before)[1][..., -1:, :]))
+
+
+def _twice(x):
+    return _beside(x, x)
 
 
 def _scaled(rows, cols, h: int, to_i, to_middle):
-    """Rows of right halves decayed from the middle, columns of left halves to the middle."""
-    right = [_halves(x, h)[1] * jnp.exp(g) for x, g in zip(rows, to_i, strict=True)]
-    return right, [_halves(y, h)[0] * jnp.exp(to_middle) for y in cols]
+    """Rows of right halves decayed from the middle, columns of left halves to the middle, [..., 2h, C] of a block each."""
+    right, left = _halves(rows, h)[1] * jnp.exp(to_i), _halves(cols, h)[0] * _twice(jnp.exp(to_middle))
+    return _under(right), _under(left)
 
 
 def _by_channel_forward(rows, cols, log_a):
@@ -237,34 +264,33 @@ def _by_channel_backward(arguments, gradients):
     arrives at single tokens, of q's sums, is log a's."""
     (rows, cols, log_a), (dA, drows, dcols, dkept) = arguments, gradients
     levels, before, after = _levels(log_a)
-    decay, to_end = [jnp.exp(g) for g in before], jnp.exp(after)
-    drows, dcols = [d * e for d, e in zip(drows, decay, strict=True)], [d * to_end for d in dcols]
-    dbefore = [d * x for d, x in zip(drows, rows, strict=True)]
-    dafter = sum(d * y for d, y in zip(dcols, cols, strict=True))
-    dbefore[1] = dbefore[1] + _last(_turned(dkept) * decay[1][..., -1:, :], log_a.shape[-2])
-    dA = [[d[..., None, :, :] for d in row] for row in dA]
+    (q, k), size = (rows[1], cols), log_a.shape[-2]
+    rows, cols, decay, to_end = _beside(*rows), _beside(*cols), jnp.exp(before), _twice(jnp.exp(after))
+    drows, dcols = _beside(*drows) * decay, _beside(*dcols) * to_end
+    dkept = _turned(dkept) * _apart(decay)[1][..., -1:, :]
+    dbefore = drows * rows + _last(_beside(jnp.zeros_like(dkept), dkept), size)
+    dafter = sum(_apart(dcols * cols))
+    dA = jnp.stack([jnp.stack(d, axis=-1) for d in dA], axis=-3)  # [..., I, w or q, J, u or k]
+    dA = dA.reshape(*q.shape[:-2], 1, 2 * size, 2 * size)
     for h, to_i, to_middle in reversed(levels):
         right, left = _scaled(rows, cols, h, to_i, to_middle)
-        crossing = [[d[..., h:, :h] for d in row] for row in dA]
-        dA = [[_diagonal(d, h) for d in row] for row in dA]
-        dright = [crossing[x][0] @ left[0] + crossing[x][1] @ left[1] for x in (0, 1)]
-        dleft = [_turned(crossing[0][y]) @ right[0] + _turned(crossing[1][y]) @ right[1] for y in (0, 1)]
-        e_left, zero = jnp.exp(to_middle), jnp.zeros_like(to_middle)
-        drows = [d + _joined(zero, new * jnp.exp(g)) for d, new, g in zip(drows, dright, to_i, strict=True)]
-        dcols = [d + _joined(new * e_left, zero) for d, new in zip(dcols, dleft, strict=True)]
+        crossing, dA = dA[..., 2 * h :, : 2 * h], _diagonal(dA, 2 * h)
+        zero, wide = jnp.zeros_like(to_middle), jnp.zeros_like(to_i)
+        dright, dleft = crossing @ left, _turned(crossing) @ right
+        new_rows, new_cols = _along(dright) * jnp.exp(to_i), _along(dleft) * _twice(jnp.exp(to_middle))
+        drows, dcols = drows + _joined(wide, new_rows), dcols + _joined(new_cols, wide)
         # before = (left, the total of left + right), after = (left + the total of right, right); totals are last sums of q.
-        of_left = sum(jnp.sum(_halves(d, h)[1], axis=-2, keepdims=True) for d in dbefore)
+        of_left = sum(_apart(jnp.sum(_halves(dbefore, h)[1], axis=-2, keepdims=True)))
         of_right = jnp.sum(_halves(dafter, h)[0], axis=-2, keepdims=True)
-        w_new, q_new = (d * x for d, x in zip(dright, right, strict=True))
-        dbefore = [
-            dbefore[0] + _joined(zero, w_new),
-            dbefore[1] + _joined(_last(of_left, h), q_new + _last(of_right, h)),
-        ]
-        dafter = dafter + _joined(dleft[0] * left[0] + dleft[1] * left[1], zero)
-    own = [d[..., 0] for d in dA[1]]
-    drows[1] = drows[1] + own[0] * cols[0] + own[1] * cols[1]
-    dcols = tuple(d + a * rows[1] for d, a in zip(dcols, own, strict=True))
-    return tuple(drows), dcols, dbefore[1]
+        totals = [_last(_beside(jnp.zeros_like(x), x), h) for x in (of_left, of_right)]
+        dbefore = dbefore + _joined(totals[0], _along(dright * right) + totals[1])
+        dafter = dafter + _joined(sum(_apart(_along(dleft * left))), zero)
+    own = dA[..., 1, :].reshape(*q.shape[:-1], 2)  # [..., I, u or k]
+    own = (own[..., :1], own[..., 1:])
+    dw, dq = _apart(drows)
+    dq = dq + own[0] * k[0] + own[1] * k[1]
+    dcols = tuple(d + a * q for d, a in zip(_apart(dcols), own, strict=True))
+    return (dw, dq), dcols, _apart(dbefore)[1]
 
 
 def _last(x, h: int):

@@ -9,21 +9,26 @@ from jaxeff.data import Copy, Recall, StateTracking
 TASKS = {
     "copy": Copy(n_symbols=5, length=3, n_rows=16, batch_size=4),
     "recall": Recall(n_keys=9, n_values=5, n_pairs=4, n_rows=16, batch_size=4),
+    "joined recall": Recall(n_keys=9, n_values=5, n_pairs=4, joined=True, n_rows=16, batch_size=4),
     "parity": StateTracking(length=5, eval_length=8, n_rows=16, batch_size=4),
     "s3": StateTracking(n_objects=3, length=5, eval_length=5, n_rows=16, batch_size=4),
 }
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_rows_follow_the_task_seed_and_batches_hold_them(task):
+TOLD = ("joined recall", "parity", "s3")  # what is predicted is not the next token
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_rows_follow_the_task_seed_and_batches_hold_them(name):
+    task = TASKS[name]
     prepared, again = task.prepare(), task.prepare()
-    for name, rows in prepared.splits.items():
-        assert all(map(np.array_equal, rows.arrays, again.splits[name].arrays))
+    for split, rows in prepared.splits.items():
+        assert all(map(np.array_equal, rows.arrays, again.splits[split].arrays))
         assert rows.tokens_BT.max() < prepared.vocab_size
     assert prepared.splits["train"].tokens_BT.shape == (16, task.seq_len)
-    assert not np.array_equal(*(prepared.splits[name].tokens_BT[:4, :3] for name in ("validation", "test")))
+    assert not np.array_equal(*(prepared.splits[split].tokens_BT[:4, :3] for split in ("validation", "test")))
     batch = prepared.first()
-    assert batch["tokens"].shape == (4, task.seq_len) and ("targets" in batch) == isinstance(task, StateTracking)
+    assert batch["tokens"].shape == (4, task.seq_len) and ("targets" in batch) == (name in TOLD)
 
 
 def test_recall_asks_for_every_value_once():
@@ -35,6 +40,16 @@ def test_recall_asks_for_every_value_once():
         assert sorted(tokens[asked]) == sorted(pairs) and min(asked) == 8
         assert all(tokens[t + 1] == pairs[tokens[t]] for t in asked)
     assert any(list(t[:8:2]) != list(t[8::2]) for t in rows.tokens_BT), "asked in another order"
+
+
+def test_recall_of_joined_pairs_asks_for_every_pair_by_its_key():
+    rows = TASKS["joined recall"].prepare().splits["train"]
+    for tokens, mask, targets in zip(rows.tokens_BT, rows.loss_mask_BT, rows.targets_BT, strict=True):
+        assert list(mask) == [0] * 4 + [1] * 4 and all(9 <= pair < 54 for pair in tokens[:4])
+        by_key = {(pair - 9) // 5: pair for pair in tokens[:4]}
+        assert sorted(tokens[4:]) == sorted(by_key)
+        assert all(target == by_key[key] for key, target in zip(tokens[4:], targets[4:], strict=True))
+    assert len({pair % 5 for pair in rows.tokens_BT[:, :4].ravel()}) == 5
 
 
 def test_state_tracking_of_two_objects_is_parity_beyond_the_training_length():
