@@ -54,6 +54,10 @@ def parser() -> Parser:
     ablate.add_argument("--only", metavar="NAME", help="one model of the ablation")
     _workdir(ablate)
 
+    record = commands.add_parser("record", help="keep an ablation's results: a README with its table, and its plots")
+    record.add_argument("folder", metavar="FOLDER", help="where README.md goes: experiments/TOPIC")
+    _workdir(record)
+
     bench = commands.add_parser("bench", help="measure ourselves; `jaxeff bench` lists what", add_help=False)
     bench.add_argument("arguments", nargs=argparse.REMAINDER, metavar="NAME ...")
     return top
@@ -161,6 +165,13 @@ def ablate(args: argparse.Namespace) -> None:
     ablate(args.config, args.workdir, args.only)
 
 
+def record(args: argparse.Namespace) -> None:
+    """`jaxeff record`."""
+    from jaxeff.lab.record import record
+
+    print(record(args.workdir, args.folder))
+
+
 def bench(args: argparse.Namespace) -> None:
     """`jaxeff bench`."""
     from jaxeff.bench import registry
@@ -171,7 +182,7 @@ def bench(args: argparse.Namespace) -> None:
     registry.run(options.pop("benchmark"), options.pop("json", None), **options)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "ablate": ablate, "bench": bench}
+COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "ablate": ablate, "record": record, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,8 @@ import html
 from pathlib import Path
 
 from jaxeff.core.files import write_text
-from jaxeff.lab.columns import columns, interval_text
+from jaxeff.lab.columns import columns
+from jaxeff.lab.finding import findings
 from jaxeff.lab.method import method
 from jaxeff.lab.plots import decode_against_context, loss_curves, quality_against_cost
 from jaxeff.lab.results import Results
@@ -98,32 +99,9 @@ def _section(name: str, title: str, body: str) -> str:
 
 
 def finding(results: Results) -> str:
-    """What the table says, in words, without claiming more than the intervals do."""
-    lines = []
-    if results.rows:
-        best, word = results.best_row, "Highest" if results.higher_is_better else "Lowest"
-        lines.append(
-            f"{word} test {results.score_words}: <strong>{_(best.name)}</strong>, {interval_text(best.score)}."
-        )
-    base = results.baseline_row
-    gaps = [(row, row.difference(base)) for row in results.rows]
-    gaps = [(row, gap) for row, gap in gaps if gap is not None and gap.low is not None]
-    for sign, word in ((-1, "better"), (1, "worse")):
-        found = [
-            f"{_(row.name)} ({interval_text(gap, sign=True)})"
-            for row, gap in gaps
-            if gap.excludes_zero and results.score.badness(gap.mean) * sign > 0
-        ]
-        if found:
-            lines.append(
-                f"{word.capitalize()} than {_(results.baseline)} by more than seeds explain: {', '.join(found)}."
-            )
-    open_ = [_(row.name) for row, gap in gaps if not gap.excludes_zero]
-    if open_:
-        lines.append(f"Not told apart from {_(results.baseline)} by these seeds: {', '.join(open_)}.")
-    if results.missing:
-        lines.append(f"Not finished, hence not shown: {_(', '.join(results.missing))}.")
-    return '<div class="finding">' + "".join(f"<p>{line}</p>" for line in lines) + "</div>" if lines else ""
+    """What the table says, in words."""
+    lines = "".join(f"<p>{_(line)}</p>" for line in findings(results))
+    return f'<div class="finding">{lines}</div>' if lines else ""
 
 
 def table(results: Results) -> str:

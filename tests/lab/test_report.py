@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from jaxeff.core.errors import UserError
 from jaxeff.lab import report, table
 from jaxeff.lab.columns import binary, columns, interval_text, milliseconds, si
+from jaxeff.lab.record import record
 from jaxeff.lab.results import Results
 from jaxeff.lab.statistics import mean_interval
 from tests.lab.made_up import NAMES, made_up
@@ -88,6 +90,31 @@ def test_findings_claim_no_more_than_the_intervals():
     single = made_up(seeds=(0,))
     assert "explain" not in report.finding(single)
     assert "Not finished" in report.finding(made_up(missing=("gqa",)))
+
+
+def test_a_record_is_a_readme_with_the_table_and_its_plots(tmp_path):
+    workdir, folder = tmp_path / "run", tmp_path / "experiments" / "made_up"
+    with pytest.raises(UserError, match="run has no results.json"):
+        record(workdir, folder)
+    workdir.mkdir()
+    results = made_up()
+    (workdir / "results.json").write_text(results.to_json())
+    text = record(workdir, folder).read_text()
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [line[0].strip("| ") for line in lines] == ["model", "---", *NAMES]
+    assert len({len(line) for line in lines}) == 1 and interval_text(results.rows[1].score) in lines[3]
+    assert results.command in text and "- Worse than mha by more than seeds explain: mqa" in text
+    for name in re.findall(r"\]\((\w+\.svg)\)", text):
+        assert not Outline((folder / name).read_text()).open
+    assert len(list(folder.glob("*.svg"))) == 2
+    with pytest.raises(UserError, match="README.md is there already"):
+        record(workdir, folder)
+    (workdir / "results.json").write_text(made_up(missing=("gqa",)).to_json())
+    with pytest.raises(UserError, match="not finished: gqa"):
+        record(workdir, tmp_path / "other")
+    (workdir / "results.json").write_text('{"format": 2}')
+    with pytest.raises(UserError, match="cannot be read as results"):
+        record(workdir, tmp_path / "other")
 
 
 @pytest.mark.parametrize("names", [(), ("mqa",), NAMES])
