@@ -40,9 +40,17 @@ STYLE = {
 }  # fmt: skip
 
 
+WIDTH = 9.6  # inches
+
+
 def look(i: int) -> dict:
-    """Colour and dash pattern of the i-th model."""
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+    """Colour and dash pattern of the i-th model; when the colours begin anew, each has the next one's dashes."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[(i + i // len(COLOURS)) % len(DASHES)]}
+
+
+def marker(i: int) -> str:
+    """The marker of the i-th model."""
+    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
 def svg(name: str, title: str, describe: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
@@ -79,14 +87,25 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return (padded[..., i + reach + 1] - padded[..., i - reach]) / (2 * reach + 1)
 
 
-def _legend(figure: Figure, **more):
+def _columns(results: Results) -> int:
+    """Of a legend as wide as the figure: a character takes about 0.08 inches, a handle and the space around it eight of them."""
+    longest = max((len(row.name) for row in results.rows), default=0)
+    return max(1, min(len(results.rows), int(WIDTH / (0.08 * (longest + 8)))))
+
+
+def _size(results: Results, height: float) -> tuple[float, float]:
+    """`height` is that of the panels with a legend of one line."""
+    return WIDTH, height + 0.22 * (-(-len(results.rows) // _columns(results)) - 1)
+
+
+def _legend(figure: Figure, results: Results, **more):
     """One legend below all panels, each name once."""
     found = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(7, len(found)), **more)
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=_columns(results), **more)
 
 
 def _by_seed(row: Row) -> dict[int, dict[int, float]]:
@@ -138,13 +157,13 @@ def loss_curves(results: Results) -> str:
         )
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(figure, handlelength=3.2)
+        _legend(figure, results, handlelength=3.2)
 
     ends = "; ".join(
         f"{name} ends at {losses[:, -1].mean():.3f}" for name, (steps, losses) in found.items() if len(steps)
     )
     describe = f"Lines are means over seeds, bands the range from the lowest to the highest seed. {ends}."
-    return svg("loss", "Training loss against step", describe, (9.6, 3.7), draw) if ends else ""
+    return svg("loss", "Training loss against step", describe, _size(results, 3.7), draw) if ends else ""
 
 
 def quality_against_cost(results: Results) -> str:
@@ -163,7 +182,7 @@ def quality_against_cost(results: Results) -> str:
                 if cost(row) is None:
                     continue
                 interval, style = row.score, look(i)
-                axes.errorbar(cost(row), interval.mean, yerr=interval.half, fmt=MARKERS[i % len(MARKERS)], color=style["color"],
+                axes.errorbar(cost(row), interval.mean, yerr=interval.half, fmt=marker(i), color=style["color"],
                               markersize=7.5, capsize=3.5, elinewidth=1.2, label=row.name)  # fmt: skip
             wide = [cost(row) for row in results.rows if cost(row)]
             if wide and max(wide) > 8 * min(wide):
@@ -179,7 +198,7 @@ def quality_against_cost(results: Results) -> str:
         panels[0].set_ylabel(
             f"test {results.score_words}\n({'higher' if results.higher_is_better else 'lower'} is better)"
         )
-        _legend(figure)
+        _legend(figure, results)
 
     def words(row: Row) -> str:
         found = [(title, cost(row), unit) for title, unit, cost in costs if cost(row) is not None]
@@ -189,7 +208,7 @@ def quality_against_cost(results: Results) -> str:
         return f"{row.name}: {row.score.mean:.3f} {results.score_words}, " + ", ".join(texts)
 
     describe = "Points are means over seeds, bars their 95 % intervals. " + "; ".join(map(words, results.rows)) + "."
-    return svg("cost", f"Test {results.score_words} against cost", describe, (9.6, 3.6), draw) if costs else ""
+    return svg("cost", f"Test {results.score_words} against cost", describe, _size(results, 3.6), draw) if costs else ""
 
 
 def decode_against_context(results: Results) -> str:
@@ -200,7 +219,7 @@ def decode_against_context(results: Results) -> str:
         left, middle, right = figure.subplots(1, 3)
         for i, row in rows:
             contexts = [d.context for d in row.decode]
-            style = look(i) | {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5}
+            style = look(i) | {"marker": marker(i), "markersize": 5.5}
             left.plot(contexts, np.array([d.token_s * 1e3 for d in row.decode]), label=row.name, **style)
             middle.plot(contexts, np.array([d.first_token_s * 1e3 for d in row.decode]), **style)
             right.plot(contexts, np.array([d.state_bytes for d in row.decode]), **style)
@@ -208,7 +227,7 @@ def decode_against_context(results: Results) -> str:
         middle.set(title="Time to first token", ylabel="ms")
         right.set(title="Decode state", ylabel="bytes")
         _ticks(left, middle, right, ticks=[d.context for d in rows[0][1].decode] if rows else [])
-        _legend(figure, handlelength=3.2)
+        _legend(figure, results, handlelength=3.2)
 
     def words(row: Row) -> str:
         at = (
@@ -218,7 +237,7 @@ def decode_against_context(results: Results) -> str:
         return f"{row.name}: " + ", ".join(at)
 
     describe = "One sequence. Time per token and state: " + "; ".join(words(row) for _, row in rows) + "."
-    return svg("decode", "Decoding against context length", describe, (9.6, 3.4), draw) if rows else ""
+    return svg("decode", "Decoding against context length", describe, _size(results, 3.4), draw) if rows else ""
 
 
 def _ticks(left, middle, right, ticks: Sequence[int]):

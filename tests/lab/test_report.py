@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxeff.core.errors import UserError
-from jaxeff.lab import report, table
+from jaxeff.lab import plots, report, table
 from jaxeff.lab.columns import binary, columns, interval_text, milliseconds, si
 from jaxeff.lab.record import record
 from jaxeff.lab.results import Results
@@ -152,3 +152,8 @@ def test_numbers_as_text():
     assert [milliseconds(v) for v in (0.0123, 0.5, None)] == ["12.3", "500", "\u2013"]
     assert interval_text(mean_interval([1.0, 1.0])) == "1.000 \u00b1 0.000"
     assert interval_text(mean_interval([-1.0]), sign=True) == "\u22121.000"
+
+
+def test_twenty_models_look_different():
+    assert len({(plots.look(i)["color"], str(plots.look(i)["linestyle"]), plots.marker(i)) for i in range(20)}) == 20
+    assert len({(plots.look(i)["color"], str(plots.look(i)["linestyle"])) for i in range(20)}) == 20
