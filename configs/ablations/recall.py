@@ -2,7 +2,7 @@
 
     jaxeff ablate configs/ablations/recall.py --workdir runs/recall
 
-Hardware: one CPU core. Recorded in experiments/recall/README.md.
+Hardware: one CPU core, 22 minutes. Recorded in experiments/recall/README.md.
 """
 
 from jaxeff.data import Recall
