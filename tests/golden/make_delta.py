@@ -8,7 +8,7 @@ flash-linear-attention; its layers need a GPU's kernels, so what stands around t
 
 import torch
 import torch.nn.functional as F
-from torch_layers import SEED, case, disturb, draw, naive, write
+from torch_layers import SEED, cached, case, disturb, draw, naive, write
 from transformers import Qwen3NextConfig
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 
@@ -55,7 +55,7 @@ class Layer(torch.nn.Module):
 class DeltaNet(Layer):
     def forward(self, x):
         q, k, v, beta = (a.transpose(1, 2) for a in self.qkv(x))
-        o, _ = naive("delta_rule").delta_rule_recurrence(q, k, v, beta)
+        o, self.state = naive("delta_rule").delta_rule_recurrence(q, k, v, beta)
         return self.out(o.transpose(1, 2), 1.0)
 
 
@@ -64,7 +64,7 @@ class KDA(Layer):
         q, k, v, beta = self.qkv(x)
         f = (x @ self.dt_low @ self.dt).unflatten(-1, (self.h, self.c))
         g = -self.a_log.exp()[:, None] * F.softplus(f + self.dt_bias.view(self.h, self.c))
-        o, _ = recurrent(q * self.c**-0.5, k, v, g, beta)
+        o, self.state = recurrent(q * self.c**-0.5, k, v, g, beta)
         with torch.no_grad():  # the published function writes in place and has no gradients
             torch.testing.assert_close(naive("kda").naive_recurrent_kda(q, k, v, g, beta)[0], o)
         z = (x @ self.z_low @ self.z + self.z_bias).unflatten(-1, (self.h, self.e))
@@ -87,7 +87,7 @@ class GatedDeltaProduct(Layer):
                     * (v[:, j] - (S * k[:, j, ..., None]).sum(-2))[..., None, :]
                 )
             o.append((q[:, t, ..., None] * S).sum(-2) * self.c**-0.5)
-        o = torch.stack(o, 1)
+        o, self.state = torch.stack(o, 1), S
         with torch.no_grad():
             published = naive("gated_delta_product").naive_recurrent_gated_delta_product
             torch.testing.assert_close(published(q, k, v, g, beta, self.c**-0.5, num_householder=n)[0], o)
@@ -112,7 +112,9 @@ def qwen(name, time, **sizes):
     )  # fmt: skip
     layer = qwen3_next.Qwen3NextGatedDeltaNet(config, layer_idx=0)
     disturb(layer)
-    return case(name, layer, draw(2, time, sizes["d_model"]), kind="gated_deltanet", **sizes)
+    return case(
+        name, layer, draw(2, time, sizes["d_model"]), state=cached(layer, config), kind="gated_deltanet", **sizes
+    )
 
 
 def ours(name, make, kind, time, gates=(), **sizes):

@@ -38,7 +38,9 @@ class GLA(Layer):
 
     def retain(self, x):
         q, k, v, gk = self.by_head(x, "q", "k", "v", "gk")
-        return naive("gla").naive_recurrent_gla(q, k, v, nn.functional.logsigmoid(gk) / self.temperature)[0]
+        gk = nn.functional.logsigmoid(gk) / self.temperature
+        o, self.state = naive("gla").naive_recurrent_gla(q, k, v, gk, output_final_state=True)
+        return o
 
 
 if __name__ == "__main__":

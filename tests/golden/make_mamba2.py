@@ -4,7 +4,7 @@
 """
 
 import torch
-from torch_layers import SEED, case, disturb, draw, write
+from torch_layers import SEED, cached, case, disturb, draw, write
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
@@ -20,7 +20,7 @@ if __name__ == "__main__":
         )  # fmt: skip
         mixer = Mamba2Mixer(config, layer_idx=0)
         disturb(mixer)
-        return case(name, mixer, draw(2, time, d), **sizes)
+        return case(name, mixer, draw(2, time, d), state=cached(mixer, config), **sizes)
 
     small = dict(d_model=20, expand=2, head_dim=10, n_groups=2, d_state=12, width=4, dt_limit=(0.0, 1e9))
     wide = dict(d_model=36, expand=3, head_dim=18, n_groups=1, d_state=24, width=3, dt_limit=(0.01, 0.3))

@@ -33,8 +33,13 @@ if __name__ == "__main__":
         disturb(block)
         position = torch.arange(time)[None]
         run = lambda x: block(x, position, None, use_cache=False)[0]
+
+        def state(x):
+            block(x, position, None, use_cache=True)
+            return block.rg_lru.recurrent_states
+
         sizes = dict(d_model=d_model, d_rnn=d_rnn, n_heads=n_heads, width=width)
-        return case(name, block, draw(2, time, d_model), run, **sizes)
+        return case(name, block, draw(2, time, d_model), run, state, **sizes)
 
     write(
         "rglru",

@@ -28,9 +28,16 @@ if __name__ == "__main__":
         mixer.time_decay.data = torch.linspace(-5, 3, d_attention)
         mixer.time_first.data = draw(d_attention)
         disturb(mixer)
-        return case(
-            name, mixer, draw(2, length, d_model), lambda x: mixer(x)[0], d_model=d_model, d_attention=d_attention
-        )
+
+        def state(x):
+            """Numerator and denominator, which the layer keeps divided by exp of their greatest exponent."""
+            empty = [torch.zeros(2, n, 1) for n in (d_model, d_model, d_attention, d_attention, d_attention)]
+            empty[4] -= 1e30
+            *_, num, den, top = mixer(x, state=empty, use_cache=True)[1]
+            return torch.stack([num, den])[..., 0] * torch.exp(top[..., 0])
+
+        sizes = dict(d_model=d_model, d_attention=d_attention)
+        return case(name, mixer, draw(2, length, d_model), lambda x: mixer(x)[0], state, **sizes)
 
     def channel(name, length, d_model, d_hidden):
         mixer = RwkvFeedForward(config(d_model, None, d_hidden), layer_id=0).train()

@@ -52,7 +52,7 @@ class Attention(torch.nn.Module):
         k = k + k * (a - 1) * self.replacement
         r, w, k, v, a = map(heads, (r, w, k, v, a))
         # The published recurrence scales queries by C^-0.5, which the layer does not.
-        o, _ = naive("generalized_delta_rule/dplr").dplr_recurrence(r * self.c**0.5, k, v, -kk, kk * a, w)
+        o, self.state = naive("generalized_delta_rule/dplr").dplr_recurrence(r * self.c**0.5, k, v, -kk, kk * a, w)
         o = self.norm(o.transpose(1, 2).reshape(B * T, D)).view(B, T, D)
         bonus = self.bonus.view(self.h, 1, self.c)
         o = o + ((r * k * bonus).sum(-1, keepdim=True) * v).transpose(1, 2).reshape(B, T, D)

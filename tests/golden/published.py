@@ -19,7 +19,7 @@ GRADIENT = 1e-4  # of every gradient
 
 
 def cases(name):
-    """case -> {"sizes", "x", "y", "cotangent", "dx", "param": {path: array}, "grad": {path: array}, ...}."""
+    """case -> {"sizes", "x", "y", "cotangent", "dx", "param": {path: array}, "grad": {path: array}, "state", ...}."""
     found = {}
     with np.load(FOLDER / f"{name}.npz") as file:
         for key in file.files:
@@ -34,25 +34,31 @@ def cases(name):
     return found
 
 
-def agree(mixer, case, convert, ctx=Ctx()):  # noqa: B008  immutable
-    """y, dx and every parameter's gradient of a mixer are those of the published layer.
+def agree(mixer, case, convert, ctx=Ctx(), state=None):  # noqa: B008  immutable
+    """y, dx, every parameter's gradient and the state after x of a mixer are those of the published layer.
 
-    convert: the layer's arrays by path -> our tree; it only cuts and turns, so it serves gradients too.
+    convert: the layer's arrays by path -> our tree; it only cuts and turns, so it serves gradients too. state: our state -> the
+    published one, where there is one.
     """
     params = jax.tree.map(jnp.asarray, convert(case["param"]))
 
     @jax.jit
     def run(params, x_BTD):
         y_BTD, pullback = jax.vjp(lambda p, x: mixer.apply(p, x, ctx=ctx).y, params, x_BTD)
-        return y_BTD, pullback(jnp.asarray(case["cotangent"]))
+        empty = None if state is None else mixer.init_state(*x_BTD.shape[:2], x_BTD.dtype)
+        after = mixer.apply(params, x_BTD, empty, ctx=ctx).state
+        return y_BTD, pullback(jnp.asarray(case["cotangent"])), after
 
-    y_BTD, (grads, dx_BTD) = run(params, jnp.asarray(case["x"]))
+    y_BTD, (grads, dx_BTD), after = run(params, jnp.asarray(case["x"]))
     expected = paths(convert(case["grad"])) | {"x": case["dx"]}
     errors = [relative_rms(g, expected[path]) for path, g in (paths(grads) | {"x": dx_BTD}).items()]
     _record(type(mixer).__name__, relative_rms(y_BTD, case["y"]), max(errors))
     assert_close(y_BTD, case["y"], OUTPUT, "y")
     assert_close(dx_BTD, case["dx"], GRADIENT, "dx")
     assert_close(grads, convert(case["grad"]), GRADIENT, "gradient")
+    assert (state is None) == ("state" not in case)
+    if state is not None:
+        assert_close(state(after), case["state"], OUTPUT, "state")
 
 
 def _record(mixer: str, output: float, gradient: float) -> None:

@@ -56,4 +56,4 @@ def from_qwen(m):
 @pytest.mark.parametrize("name", CASES)
 def test_delta(name):
     mixer = ours(CASES[name]["sizes"])
-    agree(mixer, CASES[name], (from_qwen if name.startswith("gated") else from_plain)(mixer))
+    agree(mixer, CASES[name], (from_qwen if name.startswith("gated") else from_plain)(mixer), state=lambda s: s.S)

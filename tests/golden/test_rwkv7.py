@@ -38,4 +38,4 @@ def test_rwkv7(name):
     mixer = RWKV7(**case["sizes"] | {"ranks": tuple(case["sizes"]["ranks"])})
     v_first = jnp.asarray(case["v_first"]).reshape(*case["v_first"].shape[:2], mixer.heads, mixer.head)
     ctx = Ctx(shared=Shared({"v_first": v_first} if mixer.value_residual else {}))
-    return agree(mixer, case, converter(mixer), ctx)
+    return agree(mixer, case, converter(mixer), ctx, state=lambda s: s.S)

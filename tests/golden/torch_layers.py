@@ -1,7 +1,8 @@
 """For makers, which run in .venv-bench: a layer of published code, its outputs and its gradients as arrays to keep.
 
-Each maker writes one file: `<case>/x`, `/y`; `/cotangent` r, of y, and `/dx`, `/param/<path>`, `/grad/<path>` of sum(r y); and
-`/sizes`, a JSON object of what the layer was made with. A folder as the first argument writes there, a second is the seed.
+Each maker writes one file: `<case>/x`, `/y`; `/cotangent` r, of y, and `/dx`, `/param/<path>`, `/grad/<path>` of sum(r y);
+`/state`, that of decoding after x, where there is one; and `/sizes`, a JSON object of what the layer was made with. A folder as
+the first argument writes there, a second is the seed.
 """
 
 import importlib.util
@@ -40,8 +41,9 @@ def disturb(layer, std=0.1):
         parameter.data += draw(*parameter.shape, std=std)
 
 
-def case(name, layer, x, run=None, **sizes):
-    """The arrays of one layer. run: x -> y where the layer is not called with x alone."""
+def case(name, layer, x, run=None, state=None, **sizes):
+    """The arrays of one layer. run: x -> y where the layer is not called with x alone. state: x -> the state after it, where the
+    layer does not keep it in its attribute `state`."""
     x = x.clone().requires_grad_(True)
     y = (run or layer)(x)
     r = draw(*y.shape)
@@ -49,8 +51,22 @@ def case(name, layer, x, run=None, **sizes):
     found = {"x": x, "y": y, "cotangent": r, "dx": x.grad}
     found |= {f"param/{path.replace('.', '/')}": p for path, p in layer.named_parameters()}
     found |= {f"grad/{path.replace('.', '/')}": p.grad for path, p in layer.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        after = state(x) if state else getattr(layer, "state", None)
+    found |= {} if after is None else {"state": after}
     arrays = {f"{name}/{key}": value.detach().numpy() for key, value in found.items()}
     return arrays | {f"{name}/sizes": np.array(json.dumps(sizes))}
+
+
+def cached(mixer, config):
+    """x -> the recurrent state that a layer of transformers leaves in its cache."""
+
+    def state(x):
+        cache = transformers.DynamicCache(config=config)
+        mixer(x, cache)
+        return cache.get_recurrent_state(0)
+
+    return state
 
 
 def write(name, *cases):
