@@ -89,7 +89,7 @@ def _turns(computations: dict[str, list[str]], condition: str, line: str) -> int
     if known:
         return int(known[1])
     constants = [
-        int(n) for inner in computations[condition] for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", inner)
+        int(n) for inner in computations[condition] for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", inner)
     ]
     if len(constants) != 1:
         raise ValueError(f"how often the loop with the condition {condition} turns is not known")

@@ -47,6 +47,8 @@ def test_loops_count_as_often_as_they_turn_and_products_apart():
 def test_what_is_not_known_is_an_error():
     with pytest.raises(ValueError, match="how often the loop with the condition condition turns is not known"):
         estimated(MODULE.replace("constant(10)", "parameter(1)"))
+    windowed = MODULE.replace("s32[]{:T(128)} constant(10)", "u32[]{:T(128)} constant(10)")  # a product in windows
+    assert windowed != MODULE and estimated(windowed) == estimated(MODULE)
     with pytest.raises(ValueError, match="calls a kernel"):
         estimated(
             MODULE.replace("fusion(%x), kind=kLoop", 'custom-call(%x), custom_call_target="tpu_custom_call"').replace(
