@@ -104,6 +104,10 @@ class Recall(Task):
         self._at_least(n_keys=1, n_values=2, n_pairs=1)
         if self.n_pairs > self.n_keys:
             raise UserError(f"data.n_pairs={self.n_pairs} needs as many different keys, and data.n_keys={self.n_keys}")
+        if self.vocab_size > 1 << 16:
+            raise UserError(
+                f"data.n_keys={self.n_keys} and data.n_values={self.n_values} need {self.vocab_size:,} tokens, and rows hold 65,536"
+            )
 
     @property
     def seq_len(self) -> int:

@@ -16,8 +16,9 @@ DATA = """
 All models read the same batches in the same order at one seed."""
 
 TEXT = """
-A document's split is decided by a hash of its text, and the tokenizer was trained on the training split alone. Bits per byte
-counts the bytes of text that the predicted tokens stand for, so it does not depend on the tokenizer's vocabulary."""
+A document's split is decided by a hash of its text, and the tokenizer was trained on the training split alone. Bits per byte,
+where it is the score, counts the bytes of text that the predicted tokens stand for, so it does not depend on the tokenizer's
+vocabulary."""
 
 TRAINING = """
 Unless a row says otherwise, models are trained by {optimizer} on batches of {rows} rows of {tokens} tokens; only the learning
@@ -61,7 +62,7 @@ def method(results: Results) -> str:
     """The parts above with the numbers of this ablation, as an HTML list."""
     p = results.protocol
     parts = PARTS if p.get("tolerance") else PARTS | {"Size": UNMATCHED}
-    if results.score_name != "bits_per_byte":
+    if "documents" not in results.corpus:
         parts = {name: text for name, text in parts.items() if name != "Text"}
     words = {
         "baseline": results.baseline,

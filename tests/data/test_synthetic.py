@@ -75,6 +75,7 @@ def test_state_tracking_multiplies_permutations_in_order():
 def test_impossible_tasks_are_refused():
     for make, message in (
         (lambda: Recall(n_keys=3, n_pairs=4), "n_pairs=4 needs as many different keys"),
+        (lambda: Recall(n_keys=256, n_values=256, joined=True), "need 65,792 tokens, and rows hold 65,536"),
         (lambda: StateTracking(n_objects=6), "at most 5"),
         (lambda: StateTracking(length=0), "data.length must be at least 1"),
         (lambda: Copy(n_rows=7), "data.n_rows must be at least 8"),

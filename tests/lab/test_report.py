@@ -1,5 +1,6 @@
 """The page stands alone, says what it should, and can be read without eyes; the table fits the terminal."""
 
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -82,6 +83,11 @@ def test_the_page_escapes_and_says_the_method(page):
     assert "Nothing &lt;was&gt; trained." in page and "Mixer&lt;0&gt;" in page
     for word in ("within 1%", "Student", "test split was read once", "0.001, 0.003, 0.01", "ab" * 32, "--only mqa"):
         assert word in page
+
+
+def test_a_task_without_documents_has_no_words_on_them(page):
+    drawn = report.page(dataclasses.replace(made_up(), corpus={"fingerprint": "ab" * 32}))
+    assert "tokenizer was trained" in page and "tokenizer was trained" not in drawn
 
 
 def test_findings_claim_no_more_than_the_intervals():
