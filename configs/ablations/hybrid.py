@@ -42,7 +42,7 @@ def ablation() -> Ablation:
             Variant("attention", {"model.stages": (Stage((ATTENTION,), LAYERS),)}),
             *(Variant(name, {"model.stages": stages}) for name, stages in sorted((mixed | pure).items())),
         ),
-        lrs=(0.006, 0.012, 0.024),
+        lrs=(0.006, 0.012, 0.024, 0.048),
         seeds=(0, 1, 2),
         sweep_steps=200,
         contexts=(256, 1024),

@@ -69,7 +69,7 @@ def ablation() -> Ablation:
             *(stages(name, Block(mixer)) for name, mixer in MIXERS.items()),
             Variant("rwkv7", {"model.stages": rwkv7}),
         ),
-        lrs=(0.006, 0.012, 0.024),
+        lrs=(0.006, 0.012, 0.024, 0.048),
         seeds=(0, 1, 2),
         sweep_steps=200,
         contexts=(256, 1024),
