@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import batch_sharding, shardings
 from jaxeff.core.spec import abstract, init
+from jaxeff.core.tree import map_with_path
 from jaxeff.mixers.base import Ctx
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.optim import Optim, optimizer, schedule
@@ -88,6 +89,7 @@ def put(batch, mesh):
 def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, policy, mesh) -> Step:
     model, specs = weights.model, weights.specs
     tx, share = optimizer(optim, weights.split(specs)[0]), schedule(optim)
+    rates = map_with_path(lambda path, _: weights.plan.rate(path), weights.split(specs)[0])
     ctx = Ctx(policy=policy, mesh=mesh if mesh.size > 1 else None)
     dtype = jnp.dtype(policy.param)
 
@@ -135,7 +137,9 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
         grad_norm = optax.tree.norm(grads).astype(jnp.float32)
         lr = state.lr * share(state.step + 1, state.steps)
         updates, opt = tx.update(grads, state.opt, state.params)
-        params = jax.tree.map(lambda p, u: p - lr.astype(p.dtype) * u.astype(p.dtype), state.params, updates)
+        params = jax.tree.map(
+            lambda p, u, r: p - (r * lr).astype(p.dtype) * u.astype(p.dtype), state.params, updates, rates
+        )
         # A step with a non-finite loss or gradient changes nothing but the counters.
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         params, opt = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (params, opt), (state.params, state.opt))

@@ -5,9 +5,33 @@ params = plan.lift(params, key)       # the same model with other weights: model
 params = plan.merge(params)           # plain arrays again
 """
 
+from jaxeff.transforms.adapter import Adapter
+from jaxeff.transforms.dora import DoRA
+from jaxeff.transforms.ia3 import IA3
+from jaxeff.transforms.int4 import Int4
 from jaxeff.transforms.int8 import Int8
 from jaxeff.transforms.lora import LoRA
+from jaxeff.transforms.low_rank import LowRank
+from jaxeff.transforms.mask import Mask
+from jaxeff.transforms.nf4 import NF4
 from jaxeff.transforms.plan import Plan, Transform, chain, specs_of
 from jaxeff.transforms.registry import TRANSFORMS
+from jaxeff.transforms.vera import VeRA
 
-__all__ = ["TRANSFORMS", "Int8", "LoRA", "Plan", "Transform", "chain", "specs_of"]
+__all__ = [
+    "IA3",
+    "NF4",
+    "TRANSFORMS",
+    "Adapter",
+    "DoRA",
+    "Int4",
+    "Int8",
+    "LoRA",
+    "LowRank",
+    "Mask",
+    "Plan",
+    "Transform",
+    "VeRA",
+    "chain",
+    "specs_of",
+]

@@ -12,19 +12,32 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.spec import Spec, ones, zeros
-from jaxeff.core.weight import Weight, einsum, is_weight, take, terms
-from jaxeff.transforms.plan import Plan, float_dtype, map_weights, not_a_matrix, targets, weights, within
+from jaxeff.core.weight import einsum, take, terms
+from jaxeff.transforms.few_bits import quantizing
+from jaxeff.transforms.node import Node
+from jaxeff.transforms.plan import Plan
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Int8Weight(Weight):
+class Int8Weight(Node):
     """codes int8 [*L, *I, *O] times scale float [*L, 1, ..., *O], of the same rank."""
 
     codes: jax.Array
     scale: jax.Array
     n_in: int = dataclasses.field(default=1, metadata={"static": True})
     n_out: int = dataclasses.field(default=1, metadata={"static": True})
+
+    stage, parts = "few bits", ()
+
+    @property
+    def ndim(self) -> int:
+        """That of the codes."""
+        return self.codes.ndim
+
+    def spec(self) -> Spec:
+        """That of the codes, a float."""
+        return dataclasses.replace(self.codes, dtype=None)
 
     @property
     def n_stacked(self) -> int:
@@ -64,47 +77,23 @@ def quantize(w: jax.Array, n_stacked: int, n_in: int) -> tuple[jax.Array, jax.Ar
 class Int8:
     """The weights that `rules` (regular expressions on their paths) match in eight bits; they train no more, others do.
 
-    `plan` raises UserError for a rule that matches nothing or what is no matrix, and for a weight that has an adapter already (an
-    adapter stands on a quantized weight, not the reverse) or is in eight bits already.
+    `plan` raises UserError for a rule that matches nothing or what is no matrix, and for a weight that has an adapter or is in few
+    bits already.
     """
 
     rules: tuple[str, ...] = ("blocks/.*/mixer/(q|k|v|o)",)
 
     def plan(self, specs) -> Plan:
         """See `transforms.plan.Plan`."""
-        found = targets(specs, self.rules, "Int8", _cannot)
-
-        def node(path: str, spec: Spec):
-            if path not in found:
-                return spec
-            narrow = (*spec.stacked, *(1 for _ in spec.inputs), *spec.outputs)
-            axes = tuple(None if n != m else axis for n, m, axis in zip(narrow, spec.shape, spec.axes))
-            codes = dataclasses.replace(spec, init=zeros, dtype=jnp.int8)
-            return Int8Weight(
-                codes, Spec(narrow, axes, ones, n_in=0, n_stacked=spec.n_stacked), spec.n_in, len(spec.outputs)
-            )
-
-        nodes = map_weights(node, specs)
-        shapes = {path: spec for path, spec in weights(specs).items() if path in found}
-
-        def lift(params, key):
-            def one(path: str, w):
-                if path not in found:
-                    return w
-                spec = shapes[path]
-                return Int8Weight(*quantize(w, spec.n_stacked, spec.n_in), spec.n_in, len(spec.outputs))
-
-            return map_weights(one, params)
-
-        def merge(params):
-            return map_weights(lambda path, w: w.dense(float_dtype(w)) if path in found and is_weight(w) else w, params)
-
-        return Plan(nodes, lift, merge, frozen=within(found))
+        return quantizing(specs, self.rules, "Int8", _declared, _filled)
 
 
-def _cannot(weight) -> str | None:
-    if isinstance(weight, Int8Weight):
-        return "which is in eight bits already"
-    if is_weight(weight):
-        return "which has an adapter already; adapters stand on quantized weights: chain(Int8(...), LoRA(...))"
-    return not_a_matrix(weight)
+def _declared(spec: Spec) -> Int8Weight:
+    narrow = (*spec.stacked, *(1 for _ in spec.inputs), *spec.outputs)
+    axes = tuple(None if n != m else axis for n, m, axis in zip(narrow, spec.shape, spec.axes))
+    codes = dataclasses.replace(spec, init=zeros, dtype=jnp.int8)
+    return Int8Weight(codes, Spec(narrow, axes, ones, n_in=0, n_stacked=spec.n_stacked), spec.n_in, len(spec.outputs))
+
+
+def _filled(spec: Spec, w: jax.Array) -> Int8Weight:
+    return Int8Weight(*quantize(w, spec.n_stacked, spec.n_in), spec.n_in, len(spec.outputs))

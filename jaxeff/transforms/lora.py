@@ -1,27 +1,31 @@
 """Low-rank adapters (Hu et al. 2021, "LoRA"). R rank, I inputs, O outputs of a weight.
 
-    y = x W + (alpha / R) (dropout(x) A) B        A [I, R] uniform in +-1/sqrt(I), B [R, O] zero: nothing changes at the start
+    y = x W + s (dropout(x) A) B        s = alpha / R, or alpha / sqrt(R) (Kalajdzievski 2023, "rsLoRA")
 
 A B is never formed but to merge. On a stack of layers A and B are stacked likewise.
 """
 
 import dataclasses
-import logging
 import math
+from typing import Literal
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 
-from jaxeff.core.spec import Site, Spec, init, stack, zeros
-from jaxeff.core.weight import Weight, dense, einsum, is_weight, take, terms
+from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.spec import Site, init
+from jaxeff.core.weight import Weight, dense, einsum, take, terms
 from jaxeff.mixers.base import dropout
-from jaxeff.transforms.plan import Plan, float_dtype, map_weights, not_a_matrix, spec_of, targets, weights, within
+from jaxeff.transforms import rank as ranks
+from jaxeff.transforms.node import STAGES, Node, float_dtype, matrix, nodes_of, spec_of
+from jaxeff.transforms.pair import pair, product, rows, whole
+from jaxeff.transforms.plan import Plan, map_weights, not_a_matrix, rewriting, targets, weights
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LoRAWeight(Weight):
+class LoRAWeight(Node):
     """base + scale A B. base: any weight [*L, *I, *O]; a [*L, *I, R]; b [*L, R, *O]; key: of the dropout, None for none."""
 
     base: jax.Array | Weight
@@ -32,6 +36,8 @@ class LoRAWeight(Weight):
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     n_in: int = dataclasses.field(default=1, metadata={"static": True})
 
+    stage = "adapter"
+
     @property
     def n_stacked(self) -> int:
         """How many leading dimensions number equal weights."""
@@ -39,33 +45,114 @@ class LoRAWeight(Weight):
 
     def dense(self, dtype) -> jax.Array:
         """base + scale A B."""
-        n, rank = self.n_stacked, self.a.shape[-1]
-        stacked, inputs, outputs = self.a.shape[:n], self.a.shape[n:-1], self.b.shape[n + 1 :]
-        ab = jnp.matmul(self.a.reshape(*stacked, -1, rank), self.b.reshape(*stacked, rank, -1))
-        ab = ab.reshape(*stacked, *inputs, *outputs)
-        return dense(self.base, dtype) + (self.scale * ab).astype(dtype)
+        return dense(self.base, dtype) + (self.scale * whole(self.a, self.b, self.n_in, self.a.dtype)).astype(dtype)
+
+    def update(self, eqn: str, x: jax.Array) -> jax.Array | None:
+        """What the adapter adds to the base's product; None where it cannot be had without A B."""
+        t = terms(eqn, self.n_stacked, self.n_in)
+        if not (t.forward or t.backward):
+            return None
+        y = product(t, dropout(x, self.dropout, self.key), self.a, self.b)
+        return y * jnp.asarray(self.scale, y.dtype)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """The base's product and that of the two narrow factors, in either direction."""
-        t = terms(eqn, self.n_stacked, self.n_in)
-        if not (t.forward or t.backward):
-            return super().einsum(eqn, x)
-        r = next(letter for letter in "rzyxwvutsq" if letter not in eqn)
-        a, b = f"{t.stacked}{t.inputs}{r}", f"{t.stacked}{r}{t.outputs}"
-        dropped = dropout(x, self.dropout, self.key)
-        if t.forward:
-            narrow = einsum(f"{t.x},{a}->{t.without(t.inputs)}{r}", dropped, self.a)
-            update = einsum(f"{t.without(t.inputs)}{r},{b}->{t.result}", narrow, self.b)
-        else:
-            narrow = einsum(f"{t.x},{b}->{t.without(t.outputs)}{r}", dropped, self.b)
-            update = einsum(f"{t.without(t.outputs)}{r},{a}->{t.result}", narrow, self.a)
-        return einsum(eqn, x, self.base) + update * jnp.asarray(self.scale, update.dtype)
+        update = self.update(eqn, x)
+        return super().einsum(eqn, x) if update is None else einsum(eqn, x, self.base) + update
 
     def take(self, ids: jax.Array, dtype) -> jax.Array:
         """Rows of the base, and of A times B; without dropout, as there is no activation yet."""
-        narrow = take(self.a, ids, dtype)
-        update = jnp.tensordot(narrow, self.b.astype(dtype), axes=1)
-        return take(self.base, ids, dtype) + update * jnp.asarray(self.scale, dtype)
+        return take(self.base, ids, dtype) + rows(self.a, self.b, ids, dtype) * jnp.asarray(self.scale, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Adapters beside the weights that `rules` match, (regex, rank) on their paths; they alone train.
+
+    A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or refused if `strict`.
+    alpha: the update's scale is alpha / rank, or alpha / sqrt(rank) if `rank_stabilised`. dropout: share of the adapter's inputs
+    dropped in training. init: "kaiming", A uniform in +-1/sqrt(I) and B zero; or both from the base, which keeps the rest:
+    "pissa", its largest singular triplets (Meng et al. 2024), or "olora", the first columns of its QR decomposition (Buyukakyuz
+    2024). lr_ratio: how many times the learning rate B has (Hayou et al. 2024, "LoRA+", who advise 16).
+
+    `plan` raises UserError for a rule that matches nothing or what is no matrix, for a weight that has an adapter already, and for
+    "pissa" and "olora" on a base that is no plain array, which cannot give up a part.
+    """
+
+    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mixer/(q|v)", 8),)
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rank_stabilised: bool = False
+    init: Literal["kaiming", "pissa", "olora"] = "kaiming"
+    lr_ratio: float = 1.0
+    strict: bool = False
+
+    def __post_init__(self):
+        for name in ("alpha", "lr_ratio"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"LoRA.{name} must be above 0, found {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRA.dropout must lie in [0, 1), found {self.dropout}")
+        lookup(STARTS, self.init, "LoRA.init")
+        ranks.check_rules(self.rules, "LoRA")
+
+    def plan(self, specs) -> Plan:
+        """See `transforms.plan.Plan`."""
+        nodes = self.nodes(specs, "LoRA")
+
+        def fill(path: str, weight, key):
+            return self.filled(path, nodes[path], weight, key)
+
+        return rewriting(specs, nodes, fill, ("a", "b"), seeded=self.seeded(nodes), rate=self.rate(nodes, "b"))
+
+    def nodes(self, specs, method: str) -> dict[str, LoRAWeight]:
+        """path -> node of Specs."""
+        known, found = weights(specs), targets(specs, self.rules, method, "adapter", not_a_matrix)
+
+        def node(path: str, rank: int) -> LoRAWeight:
+            spec = spec_of(known[path])
+            rank = ranks.allowed(path, spec, rank, method, self.strict)
+            scale = self.alpha / (rank**0.5 if self.rank_stabilised else rank)
+            inner = next(nodes_of(known[path]), None)
+            if self.init != "kaiming" and inner is not None:
+                raise UserError(
+                    f"{method}(init={self.init!r}) takes a part of {path!r}, which {STAGES[inner.stage]}: only 'kaiming' works"
+                )
+            return LoRAWeight(known[path], *pair(spec, rank, uniform), None, scale, self.dropout, spec.n_in)
+
+        return {path: node(path, rank) for path, rank in found.items()}
+
+    def filled(self, path: str, node: LoRAWeight, weight, key) -> LoRAWeight:
+        """The node of values beside `weight`."""
+        if self.init == "kaiming":
+            a, b = init({f"{path}/a": node.a, f"{path}/b": node.b}, key, float_dtype(weight)).values()
+            return dataclasses.replace(node, base=weight, a=a, b=b)
+        spec = spec_of(node)
+        a, b = STARTS[self.init](matrix(weight, spec.n_stacked, spec.n_in), node.a.shape[-1], key)
+        a, b = (
+            (x * node.scale**-0.5).astype(weight.dtype).reshape(declared.shape)
+            for x, declared in ((a, node.a), (b, node.b))
+        )
+        rest = weight - (node.scale * whole(a, b, spec.n_in, weight.dtype)).astype(weight.dtype)
+        return dataclasses.replace(node, base=rest, a=a, b=b)
+
+    def seeded(self, nodes):
+        """The `Plan.seeded` of the weights at these paths."""
+
+        def f(params, key):
+            return map_weights(lambda path, w: self.seed(path, w, key) if path in nodes else w, params)
+
+        return f if self.dropout else lambda params, key: params
+
+    def seed(self, path: str, weight: LoRAWeight, key) -> LoRAWeight:
+        """The node with a key of its own for each of a stack's weights."""
+        own, stacked = jax.random.fold_in(key, crc32(path.encode())), weight.a.shape[: weight.n_stacked]
+        return dataclasses.replace(weight, key=jax.random.split(own, stacked) if stacked else own)
+
+    def rate(self, nodes, b: str):
+        """The `Plan.rate` of the weights at these paths, whose factor B is called `b` in them."""
+        faster = {f"{path}/{b}" for path in nodes}
+        return lambda path: self.lr_ratio if path in faster else 1.0
 
 
 def uniform(key, shape, dtype, site: Site):
@@ -74,89 +161,16 @@ def uniform(key, shape, dtype, site: Site):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-@dataclasses.dataclass(frozen=True)
-class LoRA:
-    """Adapters beside the weights that `rules` match, (regex, rank) on their paths; they alone train.
-
-    A rank is at most what the weight allows, min(I, O); a larger one is lowered to that, and logged. alpha: the update's scale is
-    alpha / rank. dropout: share of the adapter's inputs dropped in training.
-
-    `plan` raises UserError for a rule that matches nothing or what is no matrix, for a weight that has an adapter already, and for
-    a rank below 1.
-    """
-
-    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mixer/(q|v)", 8),)
-    alpha: float = 16.0
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        if not self.alpha > 0:
-            raise ValueError(f"LoRA.alpha must be above 0, found {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA.dropout must lie in [0, 1), found {self.dropout}")
-        for rule in self.rules:
-            if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], int) and rule[1] >= 1):
-                raise ValueError(f"LoRA.rules are (regex, rank) with a rank of at least 1, found {rule!r}")
-
-    def plan(self, specs) -> Plan:
-        """See `transforms.plan.Plan`."""
-        known = weights(specs)
-        ranks = targets(specs, self.rules, "LoRA", _cannot)
-        pairs = {path: _pair(path, spec_of(known[path]), rank) for path, rank in ranks.items()}
-
-        def node(path: str, base, a, b) -> LoRAWeight:
-            a_spec = pairs[path][0]
-            return LoRAWeight(base, a, b, None, self.alpha / a_spec.shape[-1], self.dropout, a_spec.n_in)
-
-        def adapt(path: str, weight):
-            return node(path, weight, *pairs[path]) if path in pairs else weight
-
-        def lift(params, key):
-            def one(path: str, weight):
-                if path not in pairs:
-                    return weight
-                values = init(dict(zip((f"{path}/a", f"{path}/b"), pairs[path])), key, float_dtype(weight))
-                return node(path, weight, *values.values())
-
-            return map_weights(one, params)
-
-        def merge(params):
-            return map_weights(lambda path, w: w.dense(w.a.dtype) if path in pairs and is_weight(w) else w, params)
-
-        def seeded(params, key):
-            def one(path: str, weight):
-                if path not in pairs:
-                    return weight
-                own, stacked = jax.random.fold_in(key, crc32(path.encode())), weight.a.shape[: weight.n_stacked]
-                return dataclasses.replace(weight, key=jax.random.split(own, stacked) if stacked else own)
-
-            return map_weights(one, params) if self.dropout else params
-
-        return Plan(
-            map_weights(adapt, specs),
-            lift,
-            merge,
-            adapters={f"{path}/{name}" for path in pairs for name in "ab"}.__contains__,
-            frozen=within(pairs),
-            seeded=seeded,
-        )
+def _principal(w, rank: int, key):
+    """The largest singular triplets, the roots of the values on both sides."""
+    u, s, v = ranks.singular(w, rank, key)
+    return u * jnp.sqrt(s)[..., None, :], jnp.sqrt(s)[..., :, None] * v
 
 
-def _pair(path: str, spec: Spec, rank: int) -> tuple[Spec, Spec]:
-    """The Specs of A and B."""
-    largest = min(math.prod(spec.inputs), math.prod(spec.outputs))
-    if rank > largest:
-        logging.getLogger("jaxeff").warning("LoRA: %s has rank %d at most; %d was asked for", path, largest, rank)
-        rank = largest
-    axes = spec.axes[spec.n_stacked :]
-    a = Spec((*spec.inputs, rank), (*axes[: spec.n_in], "rank"), uniform, n_in=spec.n_in)
-    b = Spec((rank, *spec.outputs), ("rank", *axes[spec.n_in :]), zeros)
-    for size, axis in zip(reversed(spec.stacked), reversed(spec.axes[: spec.n_stacked])):
-        a, b = stack((a, b), size, axis=axis)
-    return a, b
+def _orthogonal(w, rank: int, key):
+    """The first columns of Q and the first rows of R."""
+    q, r = jnp.linalg.qr(w.astype(jnp.float32))
+    return q[..., :rank], r[..., :rank, :]
 
 
-def _cannot(weight) -> str | None:
-    if isinstance(weight, LoRAWeight):
-        return "which has an adapter already"
-    return not_a_matrix(weight)
+STARTS = {"kaiming": None, "pissa": _principal, "olora": _orthogonal}

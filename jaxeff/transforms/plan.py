@@ -7,16 +7,17 @@ adapter around either. What a transform makes of a weight is a node (see `core.w
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import Spec
 from jaxeff.core.tree import map_with_path, match, paths
-from jaxeff.core.weight import Weight, is_weight
+from jaxeff.core.weight import dense, is_weight
+from jaxeff.transforms.node import STAGES, float_dtype, nodes_of, spec_of
 
 
 def nowhere(path: str) -> bool:
@@ -31,7 +32,8 @@ class Plan:
     specs: matched Specs have become nodes of Specs; init, shardings and checkpoint targets go on working. lift(params, key): values
     of the model before to values of the one after; their structure is that of `abstract(specs)`. merge(params): back to plain
     arrays. adapters(path): leaves that were added to be trained. frozen(path): leaves that cannot be. seeded(params, key): values
-    whose random parts (an adapter's dropout) draw from `key`, for one training step.
+    whose random parts (an adapter's dropout) draw from `key`, for one training step. rate(path): how many times the learning rate
+    the leaf has.
     """
 
     specs: Any
@@ -40,6 +42,7 @@ class Plan:
     adapters: Callable[[str], bool] = nowhere
     frozen: Callable[[str], bool] = nowhere
     seeded: Callable[[Any, jax.Array], Any] = lambda params, key: params
+    rate: Callable[[str], float] = lambda path: 1.0
 
     def trains(self, path: str) -> bool:
         """Whether the leaf at `path` trains: adapters alone where there are any, else whatever can."""
@@ -95,6 +98,7 @@ class chain:
             adapters=lambda path: any(plan.adapters(path) for plan in plans),
             frozen=lambda path: any(plan.frozen(path) for plan in plans),
             seeded=seeded,
+            rate=lambda path: math.prod(plan.rate(path) for plan in plans),
         )
 
 
@@ -108,26 +112,15 @@ def map_weights(f: Callable[[str, Any], Any], tree):
     return map_with_path(f, tree, is_leaf=is_weight)
 
 
-def spec_of(weight: Spec | Weight) -> Spec:
-    """The Spec of the plain weight that a node of Specs stands for: a node's first field has its dimensions."""
-    while is_weight(weight):
-        weight = getattr(weight, dataclasses.fields(weight)[0].name)
-    return weight
-
-
-def float_dtype(weight):
-    """The dtype of a weight's numbers, of codes and scales that of the scales."""
-    return next(leaf.dtype for leaf in jax.tree.leaves(weight) if jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
 def within(weight_paths) -> Callable[[str], bool]:
-    """Whether a leaf lies in one of these weights."""
+    """Whether a leaf is one of these weights, or lies in one."""
     prefixes = tuple(f"{path}/" for path in weight_paths)
-    return lambda path: path.startswith(prefixes)
+    return lambda path: f"{path}/".startswith(prefixes)
 
 
-def targets(specs, rules: Sequence, method: str, need: Callable[[Any], str | None]) -> dict[str, Any]:
-    """path -> setting of the weights that `rules` match. need: why a weight cannot be transformed, or None.
+def targets(specs, rules: Sequence, method: str, stage: str, unfit: Callable[[Spec], str | None]) -> dict[str, Any]:
+    """path -> setting of the weights that `rules` match. stage: that of the nodes which `method` makes, see `node.STAGES`.
+    unfit: why the Spec of a plain weight cannot be transformed, or None.
 
     Raises UserError for rules that match nothing and for a matched weight that cannot be transformed.
     """
@@ -136,16 +129,52 @@ def targets(specs, rules: Sequence, method: str, need: Callable[[Any], str | Non
     known = weights(specs)
     found = match(rules, known, f"rule of {method}")
     for path in found:
-        reason = need(known[path])
+        reason = unfit(spec_of(known[path])) or misplaced(known[path], method, stage)
         if reason is not None:
-            raise UserError(f"{method} matches {path!r}, {reason}")
+            raise UserError(f"{method} matches {path!r}, which {reason}")
     return found
 
 
-def not_a_matrix(weight) -> str | None:
+def misplaced(weight, method: str, stage: str) -> str | None:
+    """Why a transform cannot come after those that made `weight`, and what order works; None if it can."""
+    order = list(STAGES)
+    inside = list(nodes_of(weight))
+    later = next((node for node in inside if order.index(node.stage) >= order.index(stage)), None)
+    if later is None:
+        return None
+    reason = f"{STAGES[later.stage]} already"
+    if later.stage == stage:
+        return f"{reason} ({later.maker()})"
+    return f"{reason}; the other order works: chain({method}(...), {later.maker()}(...))"
+
+
+def not_a_matrix(spec: Spec) -> str | None:
     """Why low-rank and per-channel methods cannot take a weight, or None."""
-    spec = spec_of(weight)
-    return None if spec.is_matrix else f"which is no matrix (shape {spec.shape}, n_in={spec.n_in})"
+    return None if spec.is_matrix else f"is no matrix (shape {spec.shape}, n_in={spec.n_in})"
+
+
+def rewriting(
+    specs,
+    nodes: Mapping[str, Any],
+    fill: Callable[[str, Any, jax.Array], Any],
+    adapters: Sequence[str] | None = None,
+    **more,
+) -> Plan:
+    """The plan of a method that turns the weights at some paths into nodes.
+
+    nodes: path -> node of Specs. fill(path, weight, key) -> node of values. adapters: fields of the nodes that were added to be
+    trained; all else in them is frozen. None: the nodes train as the weights did.
+    """
+
+    def lift(params, key):
+        return map_weights(lambda path, w: fill(path, w, key) if path in nodes else w, params)
+
+    def merge(params):
+        return map_weights(lambda path, w: dense(w, float_dtype(w)) if path in nodes and is_weight(w) else w, params)
+
+    if adapters is not None:
+        more |= {"adapters": within(f"{path}/{name}" for path in nodes for name in adapters), "frozen": within(nodes)}
+    return Plan(map_weights(lambda path, w: nodes.get(path, w), specs), lift, merge, **more)
 
 
 def specs_of(params, n_in: int | Sequence[tuple[str, int]] = 1, n_stacked: int | Sequence[tuple[str, int]] = 0):

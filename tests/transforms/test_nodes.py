@@ -7,7 +7,7 @@ import pytest
 
 from jaxeff.core.spec import Spec
 from jaxeff.core.weight import dense, einsum, take
-from jaxeff.transforms import Int8, LoRA, chain
+from jaxeff.transforms import IA3, NF4, DoRA, Int4, Int8, LoRA, LowRank, Mask, VeRA, chain
 from tests.closeness import assert_close
 
 KEY = jax.random.key(0)
@@ -22,8 +22,19 @@ PRODUCTS = {
 }
 TRANSFORMS = {
     "lora": LoRA((("w", 2),), alpha=3.0),
+    "dora": DoRA((("w", 2),), alpha=3.0),
+    "vera": VeRA((("w", 9),)),
+    "ia3 out": IA3((("w", "out"),)),
+    "ia3 in": IA3((("w", "in"),)),
+    "low rank": LowRank((("w", 2),)),
+    "mask": Mask((("w", 0.4),)),
     "int8": Int8(("w",)),
-    "both": chain(Int8(("w",)), LoRA((("w", 2),), alpha=3.0)),
+    "int4": Int4(("w",), group=4),
+    "nf4": NF4(("w",), block=4),
+    "nf4 single": NF4(("w",), block=4, double=False),
+    "int8, lora": chain(Int8(("w",)), LoRA((("w", 2),), alpha=3.0)),
+    "nf4, dora": chain(NF4(("w",)), DoRA((("w", 2),))),
+    "everything": chain(LowRank((("w", 3),)), Mask((("w", 0.3),)), Int4(("w",)), DoRA((("w", 2),))),
 }
 
 
@@ -32,7 +43,7 @@ def node(transform, spec):
     r = np.random.default_rng(0)
     w = jnp.asarray(r.standard_normal(spec.shape), jnp.float32)
     found = transform.plan({"w": spec}).lift({"w": w}, KEY)["w"]
-    return w, jax.tree.map(lambda x: x if x.dtype == jnp.int8 else x + 0.1 * jax.random.normal(KEY, x.shape), found)
+    return w, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape) if x.dtype == jnp.float32 else x, found)
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

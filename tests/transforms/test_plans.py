@@ -14,7 +14,21 @@ from jaxeff.core.spec import Spec
 from jaxeff.core.tree import paths
 from jaxeff.mixers import GQA
 from jaxeff.models import LM, Block, Stage
-from jaxeff.transforms import TRANSFORMS, Int8, LoRA, chain, specs_of
+from jaxeff.transforms import (
+    IA3,
+    NF4,
+    TRANSFORMS,
+    Adapter,
+    DoRA,
+    Int4,
+    Int8,
+    LoRA,
+    LowRank,
+    Mask,
+    VeRA,
+    chain,
+    specs_of,
+)
 from tests.closeness import assert_close
 from tests.compiled import values
 
@@ -22,12 +36,24 @@ KEY = jax.random.key(0)
 MODEL = LM(17, 16, (Stage((Block(GQA(n_heads=4, n_kv_heads=2)), "linear"), 2), Stage(("mha",), 1)), tied=False)
 TOKENS = np.random.default_rng(0).integers(0, 17, (2, 9)).astype(np.int32)
 EVERYWHERE = ((".*/mixer/(q|k|v)", 3), (".*/mixer/o", 4), ("blocks/0/mlp/(up|down)", 2), ("embed", 2), ("head", 2))
+RULES = (".*/mixer/.*", ".*/mlp/(up|down)", "embed", "head")
 METHODS = {
     "lora": LoRA(EVERYWHERE),
-    "int8": Int8((".*/mixer/.*", ".*/mlp/(up|down)", "embed", "head")),
-    "both": chain(Int8((".*/mixer/.*", "embed", "head")), LoRA(EVERYWHERE)),
+    "rank-stabilised": LoRA(EVERYWHERE, rank_stabilised=True),
+    "pissa": LoRA(EVERYWHERE, init="pissa"),
+    "olora": LoRA(EVERYWHERE, init="olora"),
+    "dora": DoRA(EVERYWHERE),
+    "vera": VeRA(EVERYWHERE),
+    "ia3": IA3((("blocks/.*/mixer/(k|v)", "out"), ("blocks/0/mlp/down", "in"), ("embed", "in"), ("head", "out"))),
+    "low_rank": LowRank(EVERYWHERE),
+    "mask": Mask(((".*/mixer/.*", "2:4"), (".*/mlp/(up|down)", 0.3), ("embed|head", 0.5))),
+    "int8": Int8(RULES),
+    "int4": Int4(RULES),
+    "nf4": NF4(RULES),
+    "both": chain(Int8(RULES), LoRA(EVERYWHERE)),
     "none": chain(),
 }
+ADAPTERS = ("lora", "rank-stabilised", "dora", "vera", "ia3")
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -77,10 +103,28 @@ def test_a_mesh_knows_every_leaf(name):
     assert_close(jax.device_get(logits(placed)), jax.device_get(logits(noisy(lifted(name)))), 1e-5)
 
 
-def test_adapters_change_nothing_at_the_start():
-    assert np.array_equal(logits(lifted("lora")), logits(values(MODEL, KEY)))
-    base, both = Int8((".*/mixer/.*", "embed", "head")).plan(MODEL.specs()), lifted("both")
-    assert_close(logits(both), logits(base.lift(values(MODEL, KEY), KEY)), 1e-6)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_change_nothing_at_the_start(name):
+    assert np.array_equal(logits(lifted(name)), logits(values(MODEL, KEY)))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_merging_a_fresh_adapter_gives_the_weights_back(name):
+    merged = plan(name).merge(lifted(name))
+    if name == "dora":  # divided by its norm and multiplied by it again
+        assert_close(merged, values(MODEL, KEY), 1e-7)
+    else:
+        assert jax.tree.all(jax.tree.map(np.array_equal, merged, values(MODEL, KEY)))
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_what_starts_from_the_base_takes_it_apart(name):
+    assert_close(plan(name).merge(lifted(name)), values(MODEL, KEY), 1e-6)
+    assert not np.array_equal(lifted(name)["embed"].base, values(MODEL, KEY)["embed"])
+
+
+def test_an_adapter_on_a_quantized_base_changes_nothing_at_the_start():
+    assert_close(logits(lifted("both")), logits(lifted("int8")), 1e-6)
 
 
 def test_base_values_are_those_of_the_plain_model():
@@ -113,9 +157,15 @@ def test_what_trains():
         ),
         (LoRA(((".*/q", 2), ("blocks/0/mixer/q", 4))), "matches only what rules before it took"),
         (LoRA((("norm/scale", 2),)), r"LoRA matches 'norm/scale', which is no matrix \(shape \(16,\), n_in=0\)"),
-        (chain(LoRA(), Int8()), r"adapters stand on quantized weights: chain\(Int8\(...\), LoRA\(...\)\)"),
-        (chain(LoRA(), LoRA()), "which has an adapter already"),
-        (chain(Int8(), Int8()), "which is in eight bits already"),
+        (chain(LoRA(), Int8()), r"has an adapter already; the other order works: chain\(Int8\(...\), LoRA\(...\)\)"),
+        (chain(LoRA(), LoRA()), r"which has an adapter already \(LoRA\)"),
+        (chain(Int8(), Int8()), r"which is in few bits already \(Int8\)"),
+        (Mask((("blocks/0/mixer/q", "3:5"),)), "has 16 inputs, which 5 of '3:5' does not divide; 4 does"),
+        (
+            chain(Int8(), LoRA(init="pissa")),
+            r"takes a part of 'blocks/0/mixer/q', which is in few bits: only 'kaiming'",
+        ),
+        (LoRA((("blocks/0/mixer/k", 99),), strict=True), "has rank 8 at most; 99 was asked for"),
         (Int8(()), "Int8 has no rules"),
         (Int8(("(",)), "not a regular expression"),
     ],
@@ -132,6 +182,19 @@ def test_rules_and_orders_that_make_no_sense(transform, says):
         (lambda: LoRA(("q",)), r"LoRA.rules are \(regex, rank\)"),
         (lambda: LoRA(alpha=0.0), "LoRA.alpha must be above 0"),
         (lambda: LoRA(dropout=1.0), "LoRA.dropout must lie in"),
+        (lambda: LoRA(init="pisa"), "no LoRA.init is called 'pisa'; did you mean 'pissa'"),
+        (lambda: LoRA(lr_ratio=0.0), "LoRA.lr_ratio must be above 0"),
+        (lambda: DoRA(init="pissa"), "DoRA.init must be 'kaiming'"),
+        (lambda: VeRA((("q", -1),)), "VeRA.rules are"),
+        (lambda: LowRank((("q", 0),)), "LowRank.rules are"),
+        (lambda: Mask((("q", 1.0),)), r"Mask.rules are \(regex, share of zeros in \[0, 1\)\)"),
+        (lambda: Mask((("q", "4:4"),)), "0 < N < M"),
+        (lambda: IA3((("q", "both"),)), "IA3.rules are"),
+        (lambda: NF4(block=63), "NF4.block must be even"),
+        (lambda: Int4(group=0), "Int4.group must be even"),
+        (lambda: Adapter((("q", 0),)), "Adapter.rules are"),
+        (lambda: Adapter(form="other"), "Adapter.form must be"),
+        (lambda: Adapter(activation="gelo"), "did you mean 'gelu'"),
     ],
 )
 def test_impossible_settings(make, says):

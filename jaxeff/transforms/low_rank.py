@@ -1,0 +1,173 @@
+"""Weights of low rank by truncated singular values (Eckart and Young 1936). R rank, I inputs, O outputs of a weight.
+
+    W ~ A B        A = U sqrt(s) [I, R], B = sqrt(s) V^T [R, O]: of all such pairs the one with the least |W - A B|
+
+The factors are of equal norm, and train where W did. In a stack all weights have one rank.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxeff.core.errors import UserError
+from jaxeff.core.spec import Spec
+from jaxeff.core.weight import Weight, terms
+from jaxeff.transforms import rank as ranks
+from jaxeff.transforms.node import Node, matrix
+from jaxeff.transforms.pair import pair, product, rows, whole
+from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRankWeight(Node):
+    """A B. a [*L, *I, R]; b [*L, R, *O]: any weights."""
+
+    a: jax.Array | Weight
+    b: jax.Array | Weight
+    n_in: int = dataclasses.field(default=1, metadata={"static": True})
+
+    stage, parts = "low rank", ("a", "b")
+
+    @property
+    def n_stacked(self) -> int:
+        """How many leading dimensions number equal weights."""
+        return self.a.ndim - self.n_in - 1
+
+    @property
+    def ndim(self) -> int:
+        """That of the product."""
+        return self.n_stacked + self.n_in + self.b.ndim - self.n_stacked - 1
+
+    def spec(self) -> Spec:
+        """That of the product."""
+        a, b = (x.spec() if isinstance(x, Node) else x for x in (self.a, self.b))
+        axes = (*a.axes[:-1], *b.axes[b.n_stacked + 1 :])
+        return Spec((*a.shape[:-1], *b.outputs), axes, dtype=a.dtype, n_in=a.n_in, n_stacked=a.n_stacked)
+
+    def dense(self, dtype) -> jax.Array:
+        """A B."""
+        return whole(self.a, self.b, self.n_in, dtype)
+
+    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
+        """x A B, or its transpose's."""
+        t = terms(eqn, self.n_stacked, self.n_in)
+        return product(t, x, self.a, self.b) if t.forward or t.backward else super().einsum(eqn, x)
+
+    def take(self, ids: jax.Array, dtype) -> jax.Array:
+        """Rows of A, times B."""
+        return rows(self.a, self.b, ids, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """The weights that `rules` match, (regex, rank) on their paths, as products of two narrow factors.
+
+    A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or refused if `strict`. Factors
+    are smaller than the weight below rank I O / (I + O), and larger above, which is logged too.
+
+    Ranks by what the values hold come from `by_energy` and `by_budget`. `plan` raises UserError for a rule that matches nothing or
+    what is no matrix, and for a weight that any transform has made something of already.
+    """
+
+    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mlp/(up|gate|down)", 32),)
+    strict: bool = False
+
+    def __post_init__(self):
+        ranks.check_rules(self.rules, "LowRank")
+
+    def plan(self, specs) -> Plan:
+        """See `transforms.plan.Plan`."""
+        known, found = weights(specs), targets(specs, self.rules, "LowRank", "low rank", not_a_matrix)
+
+        def declared(path: str, rank: int) -> LowRankWeight:
+            spec = known[path]
+            rank = ranks.allowed(path, spec, rank, "LowRank", self.strict)
+            ranks.warn_if_larger(path, spec, rank)
+            a, b = pair(spec, rank, spec.init, spec.init)
+            return LowRankWeight(a, b, spec.n_in)
+
+        nodes = {path: declared(path, rank) for path, rank in found.items()}
+
+        def fill(path: str, w: jax.Array, key) -> LowRankWeight:
+            node, spec = nodes[path], known[path]
+            u, s, v = ranks.singular(matrix(w, spec.n_stacked, spec.n_in), node.a.shape[-1], key)
+            root = jnp.sqrt(s)
+            a, b = u * root[..., None, :], root[..., :, None] * v
+            return LowRankWeight(
+                a.reshape(node.a.shape).astype(w.dtype), b.reshape(node.b.shape).astype(w.dtype), spec.n_in
+            )
+
+        return rewriting(specs, nodes, fill)
+
+
+def by_energy(specs, params, rules: tuple[str, ...], energy: float) -> LowRank:
+    """LowRank with the least ranks whose singular values hold a share `energy` of each weight's squared norm; in a stack, of the
+    sum over its weights.
+
+    Raises ValueError for a share not in (0, 1], UserError as `LowRank.plan` does.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy must lie in (0, 1], found {energy}")
+
+    def least(squares: np.ndarray) -> int:
+        share = np.cumsum(squares) / max(squares.sum(), np.finfo(np.float64).tiny)
+        return int(np.searchsorted(share, energy * (1 - 1e-12)) + 1)
+
+    spectra = _spectra(specs, params, rules)
+    return LowRank(tuple((_quoted(path), min(least(s), len(s))) for path, (s, _) in spectra.items()))
+
+
+def by_budget(specs, params, rules: tuple[str, ...], share: float) -> LowRank:
+    """LowRank with the ranks that lose least in all matched weights together, the factors having `share` of their numbers.
+
+    Each further rank of a weight costs (I + O) numbers and keeps the square of one singular value: the ranks are those of the
+    largest squares per number, until the budget is spent. Every weight keeps rank 1.
+
+    Raises ValueError for a share not in (0, 1] or too small for that, UserError as `LowRank.plan` does.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], found {share}")
+    spectra = _spectra(specs, params, rules)
+    budget = share * sum(spec.size for _, spec in spectra.values())
+    costs = {
+        path: math.prod(spec.stacked) * (math.prod(spec.inputs) + math.prod(spec.outputs))
+        for path, (_, spec) in spectra.items()
+    }
+    left = budget - sum(costs.values())
+    if left < 0:
+        least = sum(costs.values()) / (budget / share)
+        raise ValueError(f"share={share} is less than rank 1 of every weight takes, {least:.4f}")
+    found = dict.fromkeys(spectra, 1)
+    steps = sorted(
+        ((s[r] / costs[path], path) for path, (s, _) in spectra.items() for r in range(1, len(s))), reverse=True
+    )
+    for _, path in steps:  # squares of one weight fall, so its ranks come in order
+        if costs[path] > left:
+            break
+        found[path], left = found[path] + 1, left - costs[path]
+    return LowRank(tuple((_quoted(path), rank) for path, rank in found.items()))
+
+
+def _spectra(specs, params, rules) -> dict[str, tuple[np.ndarray, Spec]]:
+    """path -> (squared singular values, summed over a stack, in float64; Spec)."""
+    known, values = weights(specs), weights(params)
+    found = targets(specs, rules, "LowRank", "low rank", not_a_matrix)
+
+    def one(path: str) -> tuple[np.ndarray, Spec]:
+        spec, w = known[path], np.asarray(values[path], np.float64)
+        if not np.all(np.isfinite(w)):
+            raise UserError(f"LowRank: {path} has numbers that are not finite")
+        s = np.linalg.svd(matrix(w, spec.n_stacked, spec.n_in), compute_uv=False)
+        return np.sum(np.square(s).reshape(-1, s.shape[-1]), axis=0), spec
+
+    return {path: one(path) for path in found}
+
+
+def _quoted(path: str) -> str:
+    """A rule that matches this path only."""
+    return re.escape(path)
