@@ -3,7 +3,7 @@ this Python.
 
     jaxeff ablate configs/ablations/mixers.py --workdir runs/mixers
 
-Hardware: one CPU core, 47 minutes beside other work. Recorded in experiments/mixers/README.md.
+Hardware: two CPU cores, 26 minutes. Recorded in experiments/mixers/README.md.
 """
 
 from jaxeff.data import PythonDocs, SentencePiece, TextData
