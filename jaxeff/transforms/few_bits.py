@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.errors import UserError
 from jaxeff.core.spec import Spec
-from jaxeff.transforms.node import innermost
+from jaxeff.transforms.node import STAGES, innermost, nodes_of
 from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights, within
 
 
@@ -21,19 +22,27 @@ def quantizing(
     rules: Sequence[str],
     method: str,
     declared: Callable[[Spec], Any],
-    filled: Callable[[Spec, jax.Array], Any],
+    filled: Callable[[str, Spec, jax.Array], Any],
+    plain: bool = False,
 ) -> Plan:
     """The plan of a method that rounds the matched weights, those inside of a low-rank pair or under a mask too.
 
-    declared: the node of Specs for a plain weight's Spec; filled: that of values.
+    declared(spec): the node of Specs for a plain weight's Spec; filled(path, spec, w): that of values. plain: whether only plain
+    weights can be, for methods that round by what goes into the whole weight.
     """
     known = weights(specs)
     found = {path: known[path] for path in targets(specs, rules, method, "few bits", not_a_matrix)}
+    for path, weight in found.items():
+        inner = next(nodes_of(weight), None)
+        if plain and inner is not None:
+            raise UserError(
+                f"{method} rounds {path!r} by what goes into it, which needs the weight as it is; it {STAGES[inner.stage]}"
+            )
     nodes = {path: innermost(declared, weight) for path, weight in found.items()}
     return rewriting(
         specs,
         nodes,
-        lambda path, w, key: innermost(lambda x, spec: filled(spec, x), w, found[path]),
+        lambda path, w, key: innermost(lambda x, spec: filled(path, spec, x), w, found[path]),
         frozen=within(nodes),
     )
 

@@ -95,5 +95,5 @@ def _declared(spec: Spec) -> Int8Weight:
     return Int8Weight(codes, Spec(narrow, axes, ones, n_in=0, n_stacked=spec.n_stacked), spec.n_in, len(spec.outputs))
 
 
-def _filled(spec: Spec, w: jax.Array) -> Int8Weight:
+def _filled(path: str, spec: Spec, w: jax.Array) -> Int8Weight:
     return Int8Weight(*quantize(w, spec.n_stacked, spec.n_in), spec.n_in, len(spec.outputs))

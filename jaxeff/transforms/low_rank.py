@@ -1,25 +1,36 @@
 """Weights of low rank by truncated singular values (Eckart and Young 1936). R rank, I inputs, O outputs of a weight.
 
-    W ~ A B        A = U sqrt(s) [I, R], B = sqrt(s) V^T [R, O]: of all such pairs the one with the least |W - A B|
+    W ~ A B        A = S^-1 U sqrt(s) [I, R], B = sqrt(s) V^T [R, O], from U s V^T = S W
 
-The factors are of equal norm, and train where W did. In a stack all weights have one rank.
+Of all pairs of rank R it has the least |S (W - A B)|. S = 1 is the plain one. With S^T S the covariance of the inputs x that is the
+least E|x W - x A B|^2 (Wang et al. 2024, "SVD-LLM"); with a diagonal S it weighs the inputs, by sqrt(E|x|) (Yuan et al. 2023,
+"ASVD", alpha 1/2) or by the root of the summed Fisher information of their weights (Hsu et al. 2022, "FWSVD").
+
+The factors train where W did. In a stack all weights have one rank.
 """
 
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxeff.core.errors import UserError
+from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.spec import Spec
 from jaxeff.core.weight import Weight, terms
 from jaxeff.transforms import rank as ranks
+from jaxeff.transforms.calibrate import Evidence, needed
 from jaxeff.transforms.node import Node, matrix
 from jaxeff.transforms.pair import pair, product, rows, whole
 from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights
+
+Method = Literal["plain", "whitened", "asvd", "fisher"]
+NEEDS = {"plain": (), "whitened": ("covariance",), "asvd": ("absolute",), "fisher": ("fisher",)}
+LEAST = 1e-6  # times the mean: the least weight of an input, that S has an inverse
 
 
 @jax.tree_util.register_dataclass
@@ -70,17 +81,27 @@ class LowRank:
     A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or refused if `strict`. Factors
     are smaller than the weight below rank I O / (I + O), and larger above, which is logged too.
 
+    method: what weighs the loss, "plain", "whitened" by covariance, "asvd" by activations or "fisher"; all but the first need
+    evidence to lift, of the kind that `evidence` names, see `calibrate`.
+
     Ranks by what the values hold come from `by_energy` and `by_budget`. `plan` raises UserError for a rule that matches nothing or
     what is no matrix, and for a weight that any transform has made something of already.
     """
 
     rules: tuple[tuple[str, int], ...] = (("blocks/.*/mlp/(up|gate|down)", 32),)
+    method: Method = "plain"
     strict: bool = False
 
     def __post_init__(self):
         ranks.check_rules(self.rules, "LowRank")
+        lookup(NEEDS, self.method, "LowRank.method")
 
-    def plan(self, specs) -> Plan:
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """The statistics that lifting needs."""
+        return NEEDS[self.method]
+
+    def plan(self, specs, evidence: Mapping[str, Evidence] | None = None) -> Plan:
         """See `transforms.plan.Plan`."""
         known, found = weights(specs), targets(specs, self.rules, "LowRank", "low rank", not_a_matrix)
 
@@ -95,9 +116,12 @@ class LowRank:
 
         def fill(path: str, w: jax.Array, key) -> LowRankWeight:
             node, spec = nodes[path], known[path]
-            u, s, v = ranks.singular(matrix(w, spec.n_stacked, spec.n_in), node.a.shape[-1], key)
+            to, back = weighing(self.method, path, evidence, spec)
+            u, s, v = ranks.singular(
+                to(matrix(w.astype(jnp.float32), spec.n_stacked, spec.n_in)), node.a.shape[-1], key
+            )
             root = jnp.sqrt(s)
-            a, b = u * root[..., None, :], root[..., :, None] * v
+            a, b = back(u * root[..., None, :]), root[..., :, None] * v
             return LowRankWeight(
                 a.reshape(node.a.shape).astype(w.dtype), b.reshape(node.b.shape).astype(w.dtype), spec.n_in
             )
@@ -105,9 +129,43 @@ class LowRank:
         return rewriting(specs, nodes, fill)
 
 
-def by_energy(specs, params, rules: tuple[str, ...], energy: float) -> LowRank:
-    """LowRank with the least ranks whose singular values hold a share `energy` of each weight's squared norm; in a stack, of the
-    sum over its weights.
+def weighing(
+    method: Method, path: str, evidence: Mapping[str, Evidence] | None, spec: Spec
+) -> tuple[Callable, Callable]:
+    """(x -> S x, x -> S^-1 x) for x [*L, I, ...] that belongs to the weight at `path`.
+
+    Raises UserError when the evidence that the method needs is not there.
+    """
+    if method == "plain":
+        return (lambda x: x), (lambda x: x)
+    found = needed(f"LowRank(method={method!r})", NEEDS[method], path, evidence)
+    if method == "whitened":
+        size, q = jnp.linalg.eigh(found.covariance)
+        size = jnp.sqrt(_at_least(size, jnp.mean(size, axis=-1, keepdims=True)))[..., None]
+        return (lambda x: size * (jnp.swapaxes(q, -1, -2) @ x)), (lambda x: q @ (x / size))
+    if method == "asvd":
+        size = jnp.sqrt(found.absolute)
+    else:
+        size = jnp.sqrt(jnp.sum(matrix(found.fisher, spec.n_stacked, spec.n_in), axis=-1))
+    size = _at_least(size, jnp.mean(size, axis=-1, keepdims=True))[..., None]
+    return (lambda x: size * x), (lambda x: x / size)
+
+
+def _at_least(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """x, but nowhere less than a small share of the mean: no input counts for nothing."""
+    return jnp.maximum(x, LEAST * mean)
+
+
+def by_energy(
+    specs,
+    params,
+    rules: tuple[str, ...],
+    energy: float,
+    method: Method = "plain",
+    evidence: Mapping[str, Evidence] | None = None,
+) -> LowRank:
+    """LowRank with the least ranks whose singular values hold a share `energy` of each weight's squared norm |S W|^2; in a stack,
+    of the sum over its weights.
 
     Raises ValueError for a share not in (0, 1], UserError as `LowRank.plan` does.
     """
@@ -118,11 +176,18 @@ def by_energy(specs, params, rules: tuple[str, ...], energy: float) -> LowRank:
         share = np.cumsum(squares) / max(squares.sum(), np.finfo(np.float64).tiny)
         return int(np.searchsorted(share, energy * (1 - 1e-12)) + 1)
 
-    spectra = _spectra(specs, params, rules)
-    return LowRank(tuple((_quoted(path), min(least(s), len(s))) for path, (s, _) in spectra.items()))
+    spectra = _spectra(specs, params, rules, method, evidence)
+    return LowRank(tuple((_quoted(path), min(least(s), len(s))) for path, (s, _) in spectra.items()), method)
 
 
-def by_budget(specs, params, rules: tuple[str, ...], share: float) -> LowRank:
+def by_budget(
+    specs,
+    params,
+    rules: tuple[str, ...],
+    share: float,
+    method: Method = "plain",
+    evidence: Mapping[str, Evidence] | None = None,
+) -> LowRank:
     """LowRank with the ranks that lose least in all matched weights together, the factors having `share` of their numbers.
 
     Each further rank of a weight costs (I + O) numbers and keeps the square of one singular value: the ranks are those of the
@@ -132,7 +197,7 @@ def by_budget(specs, params, rules: tuple[str, ...], share: float) -> LowRank:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], found {share}")
-    spectra = _spectra(specs, params, rules)
+    spectra = _spectra(specs, params, rules, method, evidence)
     budget = share * sum(spec.size for _, spec in spectra.values())
     costs = {
         path: math.prod(spec.stacked) * (math.prod(spec.inputs) + math.prod(spec.outputs))
@@ -150,19 +215,21 @@ def by_budget(specs, params, rules: tuple[str, ...], share: float) -> LowRank:
         if costs[path] > left:
             break
         found[path], left = found[path] + 1, left - costs[path]
-    return LowRank(tuple((_quoted(path), rank) for path, rank in found.items()))
+    return LowRank(tuple((_quoted(path), rank) for path, rank in found.items()), method)
 
 
-def _spectra(specs, params, rules) -> dict[str, tuple[np.ndarray, Spec]]:
+def _spectra(specs, params, rules, method, evidence) -> dict[str, tuple[np.ndarray, Spec]]:
     """path -> (squared singular values, summed over a stack, in float64; Spec)."""
     known, values = weights(specs), weights(params)
     found = targets(specs, rules, "LowRank", "low rank", not_a_matrix)
 
     def one(path: str) -> tuple[np.ndarray, Spec]:
-        spec, w = known[path], np.asarray(values[path], np.float64)
-        if not np.all(np.isfinite(w)):
+        spec, w = known[path], values[path]
+        if not bool(jnp.all(jnp.isfinite(w))):
             raise UserError(f"LowRank: {path} has numbers that are not finite")
-        s = np.linalg.svd(matrix(w, spec.n_stacked, spec.n_in), compute_uv=False)
+        to, _ = weighing(method, path, evidence, spec)
+        w = np.asarray(to(matrix(w.astype(jnp.float32), spec.n_stacked, spec.n_in)), np.float64)
+        s = np.linalg.svd(w, compute_uv=False)
         return np.sum(np.square(s).reshape(-1, s.shape[-1]), axis=0), spec
 
     return {path: one(path) for path in found}

@@ -92,7 +92,7 @@ class NF4:
         unit, offset = (block_spec(spec, n, 1, wide=False, init=init) for init in (ones, zeros))
         return NF4Weight(codes, absmax, unit, offset, spec)
 
-    def _filled(self, spec: Spec, w: jax.Array) -> NF4Weight:
+    def _filled(self, path: str, spec: Spec, w: jax.Array) -> NF4Weight:
         blocks_w = cut(w.astype(jnp.float32), spec, self.block)
         inputs = spec.n_stacked + 1
         absmax, unit, offset = jnp.max(jnp.abs(blocks_w), axis=inputs, keepdims=True), None, None

@@ -55,10 +55,19 @@ class Plan:
 
 
 class Transform(Protocol):
-    """A frozen dataclass of settings."""
+    """A frozen dataclass of settings.
+
+    One that lifts by what goes into the weights has a tuple `evidence` of the statistics it needs (see `calibrate`), and its `plan`
+    takes a second argument, path -> Evidence; without it the plan has all but `lift`.
+    """
 
     def plan(self, specs) -> Plan:
         """Raises UserError for rules that match nothing, or weights that it cannot transform."""
+
+
+def planned(transform: Transform, specs, evidence: Mapping[str, Any] | None = None) -> Plan:
+    """`transform.plan(specs)`, with the evidence if it needs any."""
+    return transform.plan(specs, evidence) if getattr(transform, "evidence", ()) else transform.plan(specs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +79,16 @@ class chain:
     def __init__(self, *transforms: Transform):
         object.__setattr__(self, "transforms", transforms)
 
-    def plan(self, specs) -> Plan:
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """The statistics that any of them needs."""
+        return tuple(dict.fromkeys(name for t in self.transforms for name in getattr(t, "evidence", ())))
+
+    def plan(self, specs, evidence: Mapping[str, Any] | None = None) -> Plan:
         """The plan of the first, of the second on what the first makes of the Specs, and so on."""
         plans: list[Plan] = []
         for transform in self.transforms:
-            plans.append(transform.plan(plans[-1].specs if plans else specs))
+            plans.append(planned(transform, plans[-1].specs if plans else specs, evidence))
 
         def lift(params, key):
             for i, plan in enumerate(plans):
