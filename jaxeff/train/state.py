@@ -21,7 +21,8 @@ class State:
     step: int32, optimizer steps done, skipped ones too. params: the weights that train, float32 masters; frozen: the others, each
     None where the other has the leaf. opt: optax's state. ema: like params, or None. scale: the dynamic loss scale of float16, or
     None. skipped, bad: int32, non-finite steps so far and in a row. lr: float32, the peak. steps: int32, the length of the run.
-    seed: uint32; every random number derives from it and, within a step, from `step`.
+    seed: uint32; every random number derives from it and, within a step, from `step`. memory: what transforms keep between
+    steps.
     """
 
     step: jax.Array
@@ -35,6 +36,7 @@ class State:
     lr: jax.Array
     steps: jax.Array
     seed: jax.Array
+    memory: Any = None
 
     @property
     def key(self) -> jax.Array:
@@ -48,7 +50,7 @@ class State:
 
 
 def init_state(
-    params, frozen, tx, *, ema: bool, scaled: bool, seed: jax.Array, lr: jax.Array, steps: jax.Array
+    params, frozen, tx, *, ema: bool, scaled: bool, seed: jax.Array, lr: jax.Array, steps: jax.Array, memory: Any = None
 ) -> State:
     """The state of a run that has not begun, from its initial weights; pure, to be jitted with sharded outputs.
 
@@ -60,7 +62,7 @@ def init_state(
         DynamicScale(fin_steps=jnp.zeros((), jnp.int32), scale=jnp.full((), 2.0**16, jnp.float32)) if scaled else None
     )
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return State(zero[0], params, frozen, tx.init(params), average, scale, zero[1], zero[2], lr, steps, seed)
+    return State(zero[0], params, frozen, tx.init(params), average, scale, zero[1], zero[2], lr, steps, seed, memory)
 
 
 def state_shardings(state: State, specs, mesh) -> State:

@@ -89,6 +89,7 @@ def put(batch, mesh):
 def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, policy, mesh) -> Step:
     model, specs = weights.model, weights.specs
     tx, share = optimizer(optim, weights.split(specs)[0]), schedule(optim)
+    penalty = weights.plan.penalty
     rates = map_with_path(lambda path, _: weights.plan.rate(path), weights.split(specs)[0])
     ctx = Ctx(policy=policy, mesh=mesh if mesh.size > 1 else None)
     dtype = jnp.dtype(policy.param)
@@ -96,7 +97,8 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
     def fresh(plain, seed, lr, steps):
         scaled = policy.compute == "float16"
         params, frozen = weights.lift(plain, jax.random.key(seed))
-        return init_state(params, frozen, tx, ema=optim.ema is not None, scaled=scaled, seed=seed, lr=lr, steps=steps)
+        kept = {"memory": weights.plan.memory(params), "seed": seed, "lr": lr, "steps": steps}
+        return init_state(params, frozen, tx, ema=optim.ema is not None, scaled=scaled, **kept)
 
     def gradients(params, frozen, scale, batch, key):
         """(loss, gradients, sums, new loss scale)."""
@@ -104,7 +106,8 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
         def f(params):
             whole = weights.whole(params, frozen, key)
             sums = objective.sums(model, whole, batch, dataclasses.replace(ctx, key=key))
-            return objective.loss(sums), sums
+            loss = objective.loss(sums)
+            return (loss if penalty is None else loss + penalty(whole)), sums
 
         if scale is None:
             (loss, sums), grads = jax.value_and_grad(f, has_aux=True)(params)
@@ -140,9 +143,11 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
         params = jax.tree.map(
             lambda p, u, r: p - (r * lr).astype(p.dtype) * u.astype(p.dtype), state.params, updates, rates
         )
+        params, memory = weights.plan.after(params, grads, state.memory, state.step + 1, state.steps)
         # A step with a non-finite loss or gradient changes nothing but the counters.
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        params, opt = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (params, opt), (state.params, state.opt))
+        new, old = (params, opt, memory), (state.params, state.opt, state.memory)
+        params, opt, memory = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, old)
         average = None if state.ema is None else _average(optim.ema, state, params, ok)
         failed = (~ok).astype(jnp.int32)
         new = dataclasses.replace(
@@ -154,6 +159,7 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
             scale=scale,
             skipped=state.skipped + failed,
             bad=(state.bad + 1) * failed,
+            memory=memory,
         )
         metrics = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "n_targets": sums["loss"].weight}
         told = {path: sum.mean for path, sum in sums.items() if "/" in path}

@@ -5,6 +5,7 @@ params = plan.lift(params, key)       # the same model with other weights: model
 params = plan.merge(params)           # plain arrays again
 """
 
+from jaxeff.transforms.adalora import AdaLoRA
 from jaxeff.transforms.adapter import Adapter
 from jaxeff.transforms.dora import DoRA
 from jaxeff.transforms.ia3 import IA3
@@ -22,6 +23,7 @@ __all__ = [
     "IA3",
     "NF4",
     "TRANSFORMS",
+    "AdaLoRA",
     "Adapter",
     "DoRA",
     "Int4",

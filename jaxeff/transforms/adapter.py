@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError, lookup
-from jaxeff.core.spec import Spec, init, stack, zeros
+from jaxeff.core.spec import Spec, stack, zeros
 from jaxeff.core.weight import Weight, einsum, terms
 from jaxeff.mixers.mlp import ACTIVATIONS
-from jaxeff.transforms.node import Node, float_dtype, spec_of
+from jaxeff.transforms.node import Node, drawn, spec_of
 from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights
 
 
@@ -97,8 +97,6 @@ class Adapter:
         nodes = {path: declared(path, width) for path, width in found.items()}
 
         def fill(path: str, weight, key) -> AdapterWeight:
-            names = {f"{path}/{name}": getattr(nodes[path], name) for name in ("down", "up")}
-            down, up = init(names, key, float_dtype(weight)).values()
-            return dataclasses.replace(nodes[path], base=weight, down=down, up=up)
+            return drawn(nodes[path], ("down", "up"), path, weight, key)
 
         return rewriting(specs, nodes, fill, ("down", "up"))

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError, lookup
-from jaxeff.core.spec import Site, init
+from jaxeff.core.spec import Site
 from jaxeff.core.weight import Weight, dense, einsum, take, terms
 from jaxeff.mixers.base import dropout
 from jaxeff.transforms import rank as ranks
-from jaxeff.transforms.node import STAGES, Node, float_dtype, matrix, nodes_of, spec_of
+from jaxeff.transforms.node import STAGES, Node, drawn, matrix, nodes_of, spec_of
 from jaxeff.transforms.pair import pair, product, rows, whole
 from jaxeff.transforms.plan import Plan, map_weights, not_a_matrix, rewriting, targets, weights
 
@@ -125,8 +125,7 @@ class LoRA:
     def filled(self, path: str, node: LoRAWeight, weight, key) -> LoRAWeight:
         """The node of values beside `weight`."""
         if self.init == "kaiming":
-            a, b = init({f"{path}/a": node.a, f"{path}/b": node.b}, key, float_dtype(weight)).values()
-            return dataclasses.replace(node, base=weight, a=a, b=b)
+            return drawn(node, ("a", "b"), path, weight, key)
         spec = spec_of(node)
         a, b = STARTS[self.init](matrix(weight, spec.n_stacked, spec.n_in), node.a.shape[-1], key)
         a, b = (

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxeff.core.spec import Spec
+from jaxeff.core.spec import Spec, init
 from jaxeff.core.weight import Weight, is_weight
 
 # From the weight outwards: what stands on what, and how an error says that a weight is so already.
@@ -65,6 +65,12 @@ def innermost(f: Callable[..., Any], weight: Any, *rest: Any) -> Any:
         return f(weight, *rest)
     parts = {name: innermost(f, *(getattr(w, name) for w in (weight, *rest))) for name in weight.parts}
     return dataclasses.replace(weight, **parts)
+
+
+def drawn(node: Node, names: Sequence[str], path: str, base: Any, key: jax.Array) -> Any:
+    """A node of Specs as one of values around `base`: the fields of these names drawn by their Specs, in the base's dtype."""
+    values = init({f"{path}/{name}": getattr(node, name) for name in names}, key, float_dtype(base))
+    return dataclasses.replace(node, base=base, **{name: values[f"{path}/{name}"] for name in names})
 
 
 def float_dtype(weight: Any):

@@ -33,7 +33,9 @@ class Plan:
     of the model before to values of the one after; their structure is that of `abstract(specs)`. merge(params): back to plain
     arrays. adapters(path): leaves that were added to be trained. frozen(path): leaves that cannot be. seeded(params, key): values
     whose random parts (an adapter's dropout) draw from `key`, for one training step. rate(path): how many times the learning rate
-    the leaf has.
+    the leaf has. penalty(params): float32, what is added to the loss, None for nothing. memory(trained): what the transform keeps
+    between steps, and after(trained, gradients, memory, step, steps) -> (trained, memory): what it does when the optimizer has
+    made step `step` of `steps`; both see the trained leaves, None elsewhere.
     """
 
     specs: Any
@@ -43,6 +45,9 @@ class Plan:
     frozen: Callable[[str], bool] = nowhere
     seeded: Callable[[Any, jax.Array], Any] = lambda params, key: params
     rate: Callable[[str], float] = lambda path: 1.0
+    penalty: Callable[[Any], jax.Array] | None = None
+    memory: Callable[[Any], Any] = lambda params: None
+    after: Callable[..., tuple[Any, Any]] = lambda params, grads, memory, step, steps: (params, memory)
 
     def trains(self, path: str) -> bool:
         """Whether the leaf at `path` trains: adapters alone where there are any, else whatever can."""
@@ -105,6 +110,15 @@ class chain:
                 params = plan.seeded(params, key)
             return params
 
+        penalties = [plan.penalty for plan in plans if plan.penalty is not None]
+
+        def after(params, grads, memory, step, steps):
+            kept = []
+            for plan, own in zip(plans, memory or (None,) * len(plans), strict=True):
+                params, own = plan.after(params, grads, own, step, steps)
+                kept.append(own)
+            return params, _unless_empty(kept)
+
         return Plan(
             specs=plans[-1].specs if plans else specs,
             lift=lift,
@@ -113,7 +127,15 @@ class chain:
             frozen=lambda path: any(plan.frozen(path) for plan in plans),
             seeded=seeded,
             rate=lambda path: math.prod(plan.rate(path) for plan in plans),
+            penalty=(lambda params: sum(penalty(params) for penalty in penalties)) if penalties else None,
+            memory=lambda params: _unless_empty([plan.memory(params) for plan in plans]),
+            after=after,
         )
+
+
+def _unless_empty(memories: Sequence[Any]) -> tuple[Any, ...] | None:
+    """A tuple, None if it holds nothing."""
+    return tuple(memories) if jax.tree.leaves(memories) else None
 
 
 def weights(tree) -> dict[str, Any]:

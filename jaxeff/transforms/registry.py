@@ -1,5 +1,6 @@
 """Every transform by name. A new one is a file beside this one and a line here."""
 
+from jaxeff.transforms.adalora import AdaLoRA
 from jaxeff.transforms.adapter import Adapter
 from jaxeff.transforms.dora import DoRA
 from jaxeff.transforms.ia3 import IA3
@@ -12,6 +13,7 @@ from jaxeff.transforms.nf4 import NF4
 from jaxeff.transforms.vera import VeRA
 
 TRANSFORMS = {
+    "adalora": AdaLoRA,
     "adapter": Adapter,
     "dora": DoRA,
     "ia3": IA3,

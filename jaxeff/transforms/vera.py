@@ -10,11 +10,11 @@ from zlib import crc32
 
 import jax
 
-from jaxeff.core.spec import Constant, Site, Spec, init, zeros
+from jaxeff.core.spec import Constant, Site, Spec, zeros
 from jaxeff.core.weight import Weight, dense, einsum, take, terms
 from jaxeff.transforms import rank as ranks
 from jaxeff.transforms.lora import uniform
-from jaxeff.transforms.node import Node, float_dtype, spec_of
+from jaxeff.transforms.node import Node, drawn, spec_of
 from jaxeff.transforms.pair import pair, product, rows, whole
 from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights
 
@@ -100,8 +100,6 @@ class VeRA:
         nodes = {path: declared(path, rank) for path, rank in found.items()}
 
         def fill(path: str, weight, key) -> VeRAWeight:
-            names = ("a", "b", "inner", "outer")
-            values = init({f"{path}/{name}": getattr(nodes[path], name) for name in names}, key, float_dtype(weight))
-            return dataclasses.replace(nodes[path], base=weight, **dict(zip(names, values.values(), strict=True)))
+            return drawn(nodes[path], ("a", "b", "inner", "outer"), path, weight, key)
 
         return rewriting(specs, nodes, fill, ("inner", "outer"))

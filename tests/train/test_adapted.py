@@ -24,14 +24,14 @@ from jaxeff.train.loop import fit
 from jaxeff.train.optim import OPTIMIZERS
 from jaxeff.train.step import make_step, put, start
 from jaxeff.train.trained import load_trained
-from jaxeff.transforms import Int8, LoRA
+from jaxeff.transforms import AdaLoRA, Int8, LoRA
 from tests.train.tiny import alike, batches, command, environment, experiment, repeated, run, same, without
 
 ADAPTERS = LoRA((("blocks/.*/mixer/(q|v)", 2), ("embed", 2)))
 METHODS = {"lora": (ADAPTERS,), "both": (Int8(), ADAPTERS)}
 
 CONFIG = """
-from jaxeff.transforms import Int8, LoRA
+from jaxeff.transforms import AdaLoRA, Int8, LoRA
 from tests.train.tiny import experiment, without
 
 
@@ -101,6 +101,19 @@ def test_four_devices_are_one():
     assert alike(alone.frozen, spread.frozen)
     q = spread.frozen["blocks"]["0"]["mixer"]["q"].base.codes
     assert len(q.sharding.device_set) == 4 and not q.sharding.is_fully_replicated
+
+
+def test_adalora_cuts_its_ranks_and_goes_on_to_the_bit(prepared, tmp_path):
+    method = AdaLoRA((("blocks/.*/mixer/(q|v)", 4),), target=1.0, begin=0.1, end=0.5, every=1)
+    e = without(experiment(), transforms=(method,))
+    whole = fit(e, tmp_path / "whole", prepared=prepared)
+    calls = iter([False] * 3 + [True] * 9)
+    fit(e, tmp_path / "parts", prepared=prepared, stop=lambda: next(calls))
+    parts = fit(e, tmp_path / "parts", prepared=prepared)
+    assert same(parts.state, whole.state) and whole.state.memory is not None
+    mixer = whole.state.params["blocks"]["0"]["mixer"]
+    values = np.concatenate([np.asarray(mixer[name].values).ravel() for name in "qv"])
+    assert np.sum(values != 0) == 4, "one triplet for each of two weights in each of two layers"
 
 
 def test_accumulation_is_the_large_batch():

@@ -7,7 +7,7 @@ import pytest
 
 from jaxeff.core.spec import Spec
 from jaxeff.core.weight import dense, einsum, take
-from jaxeff.transforms import IA3, NF4, DoRA, Int4, Int8, LoRA, LowRank, Mask, VeRA, chain
+from jaxeff.transforms import IA3, NF4, AdaLoRA, DoRA, Int4, Int8, LoRA, LowRank, Mask, VeRA, chain
 from tests.closeness import assert_close
 
 KEY = jax.random.key(0)
@@ -24,6 +24,7 @@ TRANSFORMS = {
     "lora": LoRA((("w", 2),), alpha=3.0),
     "dora": DoRA((("w", 2),), alpha=3.0),
     "vera": VeRA((("w", 9),)),
+    "adalora": AdaLoRA((("w", 2),), target=1.0),
     "ia3 out": IA3((("w", "out"),)),
     "ia3 in": IA3((("w", "in"),)),
     "low rank": LowRank((("w", 2),)),

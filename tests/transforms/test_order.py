@@ -9,7 +9,7 @@ import pytest
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import Spec, init
 from jaxeff.core.weight import einsum
-from jaxeff.transforms import IA3, NF4, DoRA, Int4, Int8, LoRA, LowRank, Mask, VeRA, chain
+from jaxeff.transforms import IA3, NF4, AdaLoRA, DoRA, Int4, Int8, LoRA, LowRank, Mask, VeRA, chain
 from tests.closeness import assert_close
 
 KEY = jax.random.key(0)
@@ -19,7 +19,13 @@ LEVELS = (
     {"LowRank": LowRank((("w", 3),))},
     {"Mask": Mask((("w", 0.3),))},
     {"Int8": Int8(("w",)), "Int4": Int4(("w",)), "NF4": NF4(("w",))},
-    {"LoRA": LoRA((("w", 2),)), "DoRA": DoRA((("w", 2),)), "VeRA": VeRA((("w", 2),)), "IA3": IA3((("w", "out"),))},
+    {
+        "LoRA": LoRA((("w", 2),)),
+        "DoRA": DoRA((("w", 2),)),
+        "VeRA": VeRA((("w", 2),)),
+        "AdaLoRA": AdaLoRA((("w", 2),), target=1.0),
+        "IA3": IA3((("w", "out"),)),
+    },
 )
 METHODS = {name: (level, method) for level, methods in enumerate(LEVELS) for name, method in methods.items()}
 

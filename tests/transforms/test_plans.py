@@ -18,6 +18,7 @@ from jaxeff.transforms import (
     IA3,
     NF4,
     TRANSFORMS,
+    AdaLoRA,
     Adapter,
     DoRA,
     Int4,
@@ -44,6 +45,7 @@ METHODS = {
     "olora": LoRA(EVERYWHERE, init="olora"),
     "dora": DoRA(EVERYWHERE),
     "vera": VeRA(EVERYWHERE),
+    "adalora": AdaLoRA(EVERYWHERE, target=1.0),
     "ia3": IA3((("blocks/.*/mixer/(k|v)", "out"), ("blocks/0/mlp/down", "in"), ("embed", "in"), ("head", "out"))),
     "low_rank": LowRank(EVERYWHERE),
     "mask": Mask(((".*/mixer/.*", "2:4"), (".*/mlp/(up|down)", 0.3), ("embed|head", 0.5))),
@@ -53,7 +55,7 @@ METHODS = {
     "both": chain(Int8(RULES), LoRA(EVERYWHERE)),
     "none": chain(),
 }
-ADAPTERS = ("lora", "rank-stabilised", "dora", "vera", "ia3")
+ADAPTERS = ("lora", "rank-stabilised", "dora", "vera", "adalora", "ia3")
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -186,6 +188,9 @@ def test_rules_and_orders_that_make_no_sense(transform, says):
         (lambda: LoRA(lr_ratio=0.0), "LoRA.lr_ratio must be above 0"),
         (lambda: DoRA(init="pissa"), "DoRA.init must be 'kaiming'"),
         (lambda: VeRA((("q", -1),)), "VeRA.rules are"),
+        (lambda: AdaLoRA(target=13.0), r"AdaLoRA.target must lie in \(0, 12\]"),
+        (lambda: AdaLoRA(begin=0.5, end=0.4), "0 <= begin < end <= 1"),
+        (lambda: AdaLoRA(every=0), "AdaLoRA.every must be at least 1"),
         (lambda: LowRank((("q", 0),)), "LowRank.rules are"),
         (lambda: Mask((("q", 1.0),)), r"Mask.rules are \(regex, share of zeros in \[0, 1\)\)"),
         (lambda: Mask((("q", "4:4"),)), "0 < N < M"),
