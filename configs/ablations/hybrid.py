@@ -2,7 +2,7 @@
 
     jaxeff ablate configs/ablations/hybrid.py --workdir runs/hybrid
 
-Hardware: one CPU core, 57 minutes beside other work. Recorded in experiments/hybrid/README.md.
+Hardware: two CPU cores, 32 minutes. Recorded in experiments/hybrid/README.md.
 """
 
 from jaxeff.data import PythonDocs, SentencePiece, TextData

@@ -184,6 +184,8 @@ def _parse(text: str, kind, path: str, registry=None):
         except _Mistyped as mistyped:
             wanted.append(mistyped.args[0])
             names += mistyped.args[1:]
+        except ValueError as error:  # of the right kind, and impossible
+            raise UserError(f"--set {path}={text}: {error}") from None
     hint = f"; {nearest(text, names)}" if names else ""
     raise UserError(f"--set {path}={text}: expected {' or '.join(dict.fromkeys(wanted))}, found {text!r}{hint}")
 
@@ -216,14 +218,49 @@ def _parse_one(text: str, kind):
     if origin is tuple:
         return _parse_tuple(text, typing.get_args(kind))
     if kind in KINDS:
-        if text not in KINDS[kind]:
-            raise _Mistyped(f"one of {', '.join(KINDS[kind])}", *KINDS[kind])
-        return KINDS[kind][text]()
+        return _made(text, KINDS[kind])
     if dataclasses.is_dataclass(kind):
         if _named(text, kind) is None:
             raise _Mistyped(_snake(kind), _snake(kind))
         return _fresh(kind, _Change(text), "", None)
     raise _Mistyped(f"a {getattr(kind, '__name__', kind)}, which the command line cannot give")
+
+
+def _made(text: str, registry: dict[str, type]):
+    """What a text names, `lora` or `LoRA`, or calls with literal arguments by name: `LoRA(rank=8)`."""
+    name, bracket, _ = text.partition("(")
+    cls = next((cls for key, cls in registry.items() if _plain(name) in (_plain(key), _plain(cls.__name__))), None)
+    if cls is None:
+        raise _Mistyped(f"one of {', '.join(registry)}", *registry)
+    try:
+        call = ast.parse(text if bracket else f"{name}()", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+            raise ValueError
+        given = {word.arg: _frozen(ast.literal_eval(word.value)) for word in call.keywords}
+    except (SyntaxError, ValueError):
+        raise _Mistyped(f"{cls.__name__}(name=value, ...) with plain values") from None
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for word in given:
+        if word not in names:
+            raise ValueError(f"{cls.__name__} has no field {word!r}; {nearest(word, names)}")
+    return cls(**given)
+
+
+def _expressions(text: str) -> list[str]:
+    """The items of a list of names and calls, with or without its brackets."""
+    try:
+        body = ast.parse(f"({text},)" if text.strip() else "()", mode="eval").body
+    except SyntaxError:
+        raise _Mistyped("a list such as [Int8(), LoRA(rank=8)]") from None
+    items = body.elts
+    if len(items) == 1 and isinstance(items[0], (ast.List, ast.Tuple)):
+        items = items[0].elts
+    return [ast.unparse(item) for item in items]
+
+
+def _frozen(value):
+    """Lists as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _choose(text: str, choices: dict, wanted: str):
@@ -233,7 +270,9 @@ def _choose(text: str, choices: dict, wanted: str):
 
 
 def _parse_tuple(text: str, kinds: tuple):
-    if text[:1] in ("(", "["):
+    if kinds[0] in KINDS:
+        parts = _expressions(text)
+    elif text[:1] in ("(", "["):
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -267,8 +306,10 @@ def _snake(cls: type) -> str:
 def _named(text: str, kind) -> type | None:
     """The dataclass among an annotation's alternatives that a text names, in any common spelling."""
 
-    def plain(name):
-        return name.replace("_", "").replace("-", "").lower()
-
     classes = [option for option in _options(kind) if dataclasses.is_dataclass(option)]
-    return next((option for option in classes if plain(option.__name__) == plain(text)), None)
+    return next((option for option in classes if _plain(option.__name__) == _plain(text)), None)
+
+
+def _plain(name: str) -> str:
+    """A name in any common spelling, as one."""
+    return name.strip().replace("_", "").replace("-", "").lower()

@@ -72,17 +72,18 @@ class Average(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AdaLoRA:
-    """Adapters beside the weights that `rules` match, (regex, rank at the start) on their paths; they alone train.
+    """Adapters beside the weights that `rules` match, regexes on their paths, or (regex, rank at the start); they alone train.
 
-    target: triplets a weight has in the end, on average. begin, end: shares of the run at which the budget starts to fall and has
-    fallen. every: steps between two choices. b1, b2: smoothing of sensitivity and uncertainty. orthogonality: the penalty's factor,
-    on the mean over weights. alpha: the update's scale is alpha / rank. strict: whether a rank above what the weight allows is
-    refused; else it is lowered to that and logged.
+    rank: at the start, of rules without one. target: triplets a weight has in the end, on average. begin, end: shares of the run at
+    which the budget starts to fall and has fallen. every: steps between two choices. b1, b2: smoothing of sensitivity and
+    uncertainty. orthogonality: the penalty's factor, on the mean over weights. alpha: the update's scale is alpha / rank. strict:
+    whether a rank above what the weight allows is refused; else it is lowered to that and logged.
 
     `plan` raises UserError for a rule that matches nothing or what is no matrix, and for a weight that has an adapter already.
     """
 
-    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mixer/(q|v)", 12),)
+    rules: ranks.Rules = ("blocks/.*/mixer/(q|v)",)
+    rank: int = 12
     target: float = 8.0
     begin: float = 0.1
     end: float = 0.7
@@ -94,12 +95,12 @@ class AdaLoRA:
     strict: bool = False
 
     def __post_init__(self):
-        ranks.check_rules(self.rules, "AdaLoRA")
+        ranks.check_rules(self.rules, self.rank, "AdaLoRA")
         if not 0 <= self.begin < self.end <= 1:
             raise ValueError(f"AdaLoRA needs 0 <= begin < end <= 1, found {self.begin} and {self.end}")
         if self.every < 1:
             raise ValueError(f"AdaLoRA.every must be at least 1, found {self.every}")
-        least = min(rank for _, rank in self.rules)
+        least = min((self.rank if isinstance(rule, str) else rule[1] for rule in self.rules), default=self.rank)
         if not 0 < self.target <= least:
             raise ValueError(
                 f"AdaLoRA.target must lie in (0, {least}], the least rank of its rules, found {self.target}"
@@ -107,7 +108,7 @@ class AdaLoRA:
 
     def plan(self, specs) -> Plan:
         """See `transforms.plan.Plan`."""
-        known, found = weights(specs), targets(specs, self.rules, "AdaLoRA", "adapter", not_a_matrix)
+        known, found = weights(specs), targets(specs, self.rules, "AdaLoRA", "adapter", not_a_matrix, self.rank)
 
         def declared(path: str, rank: int) -> AdaLoRAWeight:
             spec = spec_of(known[path])

@@ -18,6 +18,7 @@ from jaxeff.core.weight import Weight, einsum, terms
 from jaxeff.mixers.mlp import ACTIVATIONS
 from jaxeff.transforms.node import Node, drawn, spec_of
 from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights
+from jaxeff.transforms.rank import Rules, check_rules
 
 
 @jax.tree_util.register_dataclass
@@ -58,15 +59,17 @@ class AdapterWeight(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A bottleneck beside the weights that `rules` match, (regex, width) on their paths; bottlenecks alone train.
+    """A bottleneck beside the weights that `rules` match, regexes on their paths, or (regex, width); bottlenecks alone train.
 
-    The rules that are there by default are Houlsby's. activation: a key of `mixers.mlp.ACTIVATIONS`. scale: of what is added.
+    width: of rules without one. The rules that are there by default are Houlsby's. activation: a key of `mixers.mlp.ACTIVATIONS`.
+    scale: of what is added.
 
     `plan` raises UserError for a rule that matches nothing or what is no matrix, and for a weight that has an adapter already;
     `merge` raises it in any case, as an adapter is no matrix.
     """
 
-    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mixer/(o|out)", 16), ("blocks/.*/mlp/down", 16))
+    rules: Rules = ("blocks/.*/mixer/o", "blocks/.*/mlp/down")
+    width: int = 16
     activation: str = "gelu"
     form: Literal["sequential", "parallel"] = "sequential"
     scale: float = 1.0
@@ -75,13 +78,11 @@ class Adapter:
         lookup(ACTIVATIONS, self.activation, "activation")
         if self.form not in ("sequential", "parallel"):
             raise ValueError(f"Adapter.form must be 'sequential' or 'parallel', found {self.form!r}")
-        for rule in self.rules:
-            if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], int) and rule[1] >= 1):
-                raise ValueError(f"Adapter.rules are (regex, width) with a width of at least 1, found {rule!r}")
+        check_rules(self.rules, self.width, "Adapter", "width")
 
     def plan(self, specs) -> Plan:
         """See `transforms.plan.Plan`."""
-        known, found = weights(specs), targets(specs, self.rules, "Adapter", "adapter", not_a_matrix)
+        known, found = weights(specs), targets(specs, self.rules, "Adapter", "adapter", not_a_matrix, self.width)
         parallel = self.form == "parallel"
 
         def declared(path: str, width: int) -> AdapterWeight:

@@ -67,19 +67,20 @@ class LoRAWeight(Node):
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Adapters beside the weights that `rules` match, (regex, rank) on their paths; they alone train.
+    """Adapters beside the weights that `rules` match, regexes on their paths, or (regex, rank); they alone train.
 
-    A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or refused if `strict`.
-    alpha: the update's scale is alpha / rank, or alpha / sqrt(rank) if `rank_stabilised`. dropout: share of the adapter's inputs
-    dropped in training. init: "kaiming", A uniform in +-1/sqrt(I) and B zero; or both from the base, which keeps the rest:
-    "pissa", its largest singular triplets (Meng et al. 2024), or "olora", the first columns of its QR decomposition (Buyukakyuz
-    2024). lr_ratio: how many times the learning rate B has (Hayou et al. 2024, "LoRA+", who advise 16).
+    rank: of rules without one. A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or
+    refused if `strict`. alpha: the update's scale is alpha / rank, or alpha / sqrt(rank) if `rank_stabilised`. dropout: share of
+    the adapter's inputs dropped in training. init: "kaiming", A uniform in +-1/sqrt(I) and B zero; or both from the base, which
+    keeps the rest: "pissa", its largest singular triplets (Meng et al. 2024), or "olora", the first columns of its QR decomposition
+    (Buyukakyuz 2024). lr_ratio: how many times the learning rate B has (Hayou et al. 2024, "LoRA+", who advise 16).
 
     `plan` raises UserError for a rule that matches nothing or what is no matrix, for a weight that has an adapter already, and for
     "pissa" and "olora" on a base that is no plain array, which cannot give up a part.
     """
 
-    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mixer/(q|v)", 8),)
+    rules: ranks.Rules = ("blocks/.*/mixer/(q|v)",)
+    rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     rank_stabilised: bool = False
@@ -94,7 +95,7 @@ class LoRA:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA.dropout must lie in [0, 1), found {self.dropout}")
         lookup(STARTS, self.init, "LoRA.init")
-        ranks.check_rules(self.rules, "LoRA")
+        ranks.check_rules(self.rules, self.rank, type(self).__name__)
 
     def plan(self, specs) -> Plan:
         """See `transforms.plan.Plan`."""
@@ -107,7 +108,7 @@ class LoRA:
 
     def nodes(self, specs, method: str) -> dict[str, LoRAWeight]:
         """path -> node of Specs."""
-        known, found = weights(specs), targets(specs, self.rules, method, "adapter", not_a_matrix)
+        known, found = weights(specs), targets(specs, self.rules, method, "adapter", not_a_matrix, self.rank)
 
         def node(path: str, rank: int) -> LoRAWeight:
             spec = spec_of(known[path])

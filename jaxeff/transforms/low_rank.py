@@ -76,10 +76,10 @@ class LowRankWeight(Node):
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """The weights that `rules` match, (regex, rank) on their paths, as products of two narrow factors.
+    """The weights that `rules` match, regexes on their paths, or (regex, rank), as products of two narrow factors.
 
-    A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or refused if `strict`. Factors
-    are smaller than the weight below rank I O / (I + O), and larger above, which is logged too.
+    rank: of rules without one. A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or
+    refused if `strict`. Factors are smaller than the weight below rank I O / (I + O), and larger above, which is logged too.
 
     method: what weighs the loss, "plain", "whitened" by covariance, "asvd" by activations or "fisher"; all but the first need
     evidence to lift, of the kind that `evidence` names, see `calibrate`.
@@ -88,12 +88,13 @@ class LowRank:
     what is no matrix, and for a weight that any transform has made something of already.
     """
 
-    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mlp/(up|gate|down)", 32),)
+    rules: ranks.Rules = ("blocks/.*/mlp/(up|gate|down)",)
+    rank: int = 32
     method: Method = "plain"
     strict: bool = False
 
     def __post_init__(self):
-        ranks.check_rules(self.rules, "LowRank")
+        ranks.check_rules(self.rules, self.rank, "LowRank")
         lookup(NEEDS, self.method, "LowRank.method")
 
     @property
@@ -103,7 +104,7 @@ class LowRank:
 
     def plan(self, specs, evidence: Mapping[str, Evidence] | None = None) -> Plan:
         """See `transforms.plan.Plan`."""
-        known, found = weights(specs), targets(specs, self.rules, "LowRank", "low rank", not_a_matrix)
+        known, found = weights(specs), targets(specs, self.rules, "LowRank", "low rank", not_a_matrix, self.rank)
 
         def declared(path: str, rank: int) -> LowRankWeight:
             spec = known[path]
@@ -177,7 +178,7 @@ def by_energy(
         return int(np.searchsorted(share, energy * (1 - 1e-12)) + 1)
 
     spectra = _spectra(specs, params, rules, method, evidence)
-    return LowRank(tuple((_quoted(path), min(least(s), len(s))) for path, (s, _) in spectra.items()), method)
+    return LowRank(tuple((_quoted(path), min(least(s), len(s))) for path, (s, _) in spectra.items()), method=method)
 
 
 def by_budget(
@@ -215,7 +216,7 @@ def by_budget(
         if costs[path] > left:
             break
         found[path], left = found[path] + 1, left - costs[path]
-    return LowRank(tuple((_quoted(path), rank) for path, rank in found.items()), method)
+    return LowRank(tuple((_quoted(path), rank) for path, rank in found.items()), method=method)
 
 
 def _spectra(specs, params, rules, method, evidence) -> dict[str, tuple[np.ndarray, Spec]]:

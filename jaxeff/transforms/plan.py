@@ -154,9 +154,11 @@ def within(weight_paths) -> Callable[[str], bool]:
     return lambda path: f"{path}/".startswith(prefixes)
 
 
-def targets(specs, rules: Sequence, method: str, stage: str, unfit: Callable[[Spec], str | None]) -> dict[str, Any]:
-    """path -> setting of the weights that `rules` match. stage: that of the nodes which `method` makes, see `node.STAGES`.
-    unfit: why the Spec of a plain weight cannot be transformed, or None.
+def targets(
+    specs, rules: Sequence, method: str, stage: str, unfit: Callable[[Spec], str | None], default: Any = None
+) -> dict[str, Any]:
+    """path -> setting of the weights that `rules` match, `default` for a rule without one. stage: that of the nodes which `method`
+    makes, see `node.STAGES`. unfit: why the Spec of a plain weight cannot be transformed, or None.
 
     Raises UserError for rules that match nothing and for a matched weight that cannot be transformed.
     """
@@ -168,7 +170,7 @@ def targets(specs, rules: Sequence, method: str, stage: str, unfit: Callable[[Sp
         reason = unfit(spec_of(known[path])) or misplaced(known[path], method, stage)
         if reason is not None:
             raise UserError(f"{method} matches {path!r}, which {reason}")
-    return found
+    return {path: default if setting is None else setting for path, setting in found.items()}
 
 
 def misplaced(weight, method: str, stage: str) -> str | None:

@@ -13,11 +13,20 @@ OVERSAMPLED = 10  # directions more than asked for, and how often a sketch is tu
 POWERS = 2
 
 
-def check_rules(rules, method: str) -> None:
-    """Raises ValueError unless rules are (regex, rank)."""
+# (regex, rank), or a regex alone, for the method's own rank.
+Rules = tuple[str | tuple[str, int], ...]
+
+
+def check_rules(rules: Rules, rank: int, method: str, what: str = "rank") -> None:
+    """Raises ValueError unless rules are as `Rules` says, and all ranks at least 1. what: how the method calls them."""
+    if rank < 1:
+        raise ValueError(f"{method}.{what} must be at least 1, found {rank}")
     for rule in rules:
-        if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], int) and rule[1] >= 1):
-            raise ValueError(f"{method}.rules are (regex, rank) with a rank of at least 1, found {rule!r}")
+        pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], int) and rule[1] >= 1
+        if not (pair or isinstance(rule, str)):
+            raise ValueError(
+                f"{method}.rules are regexes or (regex, {what}) with a {what} of at least 1, found {rule!r}"
+            )
 
 
 def allowed(path: str, spec: Spec, rank: int, method: str, strict: bool) -> int:

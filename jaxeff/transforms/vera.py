@@ -69,24 +69,26 @@ class Common:
 
 @dataclasses.dataclass(frozen=True)
 class VeRA:
-    """Vectors around frozen random factors, for the weights that `rules` match, (regex, rank) on their paths; they alone train.
+    """Vectors around frozen random factors, for the weights that `rules` match, regexes on their paths, or (regex, rank); they
+    alone train.
 
-    A rank may be larger than the weight's. d: the initial value of the inner vector. seed: of the factors, which every weight of
-    one shape has in common; they are drawn again from it wherever the adapter is used.
+    rank: of rules without one. A rank may be larger than the weight's. d: the initial value of the inner vector. seed: of the
+    factors, which every weight of one shape has in common; they are drawn again from it wherever the adapter is used.
 
     `plan` raises UserError for a rule that matches nothing or what is no matrix, and for a weight that has an adapter already.
     """
 
-    rules: tuple[tuple[str, int], ...] = (("blocks/.*/mixer/(q|v)", 256),)
+    rules: ranks.Rules = ("blocks/.*/mixer/(q|v)",)
+    rank: int = 256
     d: float = 0.1
     seed: int = 0
 
     def __post_init__(self):
-        ranks.check_rules(self.rules, "VeRA")
+        ranks.check_rules(self.rules, self.rank, "VeRA")
 
     def plan(self, specs) -> Plan:
         """See `transforms.plan.Plan`."""
-        known, found = weights(specs), targets(specs, self.rules, "VeRA", "adapter", not_a_matrix)
+        known, found = weights(specs), targets(specs, self.rules, "VeRA", "adapter", not_a_matrix, self.rank)
         common = Common(self.seed)
 
         def declared(path: str, rank: int) -> VeRAWeight:

@@ -1,6 +1,7 @@
 """`--set`: typed by annotations, exact both ways, and helpful when mistyped."""
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from jaxeff.ops.rope import Rope
 from jaxeff.train.config_json import diff, flatten, to_json
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.overrides import override, paths
+from jaxeff.transforms import NF4, Int8, LoRA, LowRank
 from tests.train.tiny import experiment
 
 
@@ -193,3 +195,35 @@ def test_paths_are_all_there():
         p for p in flatten(to_json(RICH)) if p.endswith(".type")
     }
     assert "model.stages.1.pattern.1.block.mixer" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lora", (LoRA(),)),
+        ("int8,LoRA(rank=4)", (Int8(), LoRA(rank=4))),
+        ('[NF4(), LoRA(rules=["blocks/.*/mixer/(q|v)", ("embed", 2)], alpha=4.0)]',
+         (NF4(), LoRA(rules=("blocks/.*/mixer/(q|v)", ("embed", 2)), alpha=4.0))),
+        ("low_rank", (LowRank(),)),
+        ("[LowRank(rank=3),]", (LowRank(rank=3),)),
+        ("[]", ()),
+    ],
+)  # fmt: skip
+def test_transforms_are_named_or_called(text, expected):
+    assert override(Experiment(LM(20, 16)), [f"transforms={text}"]).transforms == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lorra", "one of adalora, adapter, .*did you mean 'lora'|lorra"),
+        ("LoRA(rnk=8)", "LoRA has no field 'rnk'; did you mean 'rank'"),
+        ("LoRA(8)", r"LoRA\(name=value, ...\) with plain values"),
+        ("LoRA(rank=open('x'))", "with plain values"),
+        ("LoRA(rank=0)", "LoRA.rank must be at least 1, found 0"),
+        ("LoRA(rank=8", "a list such as"),
+    ],
+)
+def test_transforms_that_cannot_be(text, says):
+    with pytest.raises(UserError, match=f"--set transforms={re.escape(text)}.*({says})"):
+        override(Experiment(LM(20, 16)), [f"transforms={text}"])

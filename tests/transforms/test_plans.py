@@ -181,7 +181,8 @@ def test_rules_and_orders_that_make_no_sense(transform, says):
     ("make", "says"),
     [
         (lambda: LoRA((("q", 0),)), "rank of at least 1"),
-        (lambda: LoRA(("q",)), r"LoRA.rules are \(regex, rank\)"),
+        (lambda: LoRA((7,)), r"LoRA.rules are regexes or \(regex, rank\)"),
+        (lambda: LoRA(rank=0), "LoRA.rank must be at least 1"),
         (lambda: LoRA(alpha=0.0), "LoRA.alpha must be above 0"),
         (lambda: LoRA(dropout=1.0), "LoRA.dropout must lie in"),
         (lambda: LoRA(init="pisa"), "no LoRA.init is called 'pisa'; did you mean 'pissa'"),
