@@ -16,6 +16,7 @@ from jaxeff.transforms.low_rank import LowRank
 from jaxeff.transforms.mask import Mask
 from jaxeff.transforms.nf4 import NF4
 from jaxeff.transforms.plan import Plan, Transform, chain, specs_of
+from jaxeff.transforms.qlora import QLoRA
 from jaxeff.transforms.registry import TRANSFORMS
 from jaxeff.transforms.vera import VeRA
 
@@ -32,6 +33,7 @@ __all__ = [
     "LowRank",
     "Mask",
     "Plan",
+    "QLoRA",
     "Transform",
     "VeRA",
     "chain",

@@ -10,6 +10,7 @@ from jaxeff.transforms.lora import LoRA
 from jaxeff.transforms.low_rank import LowRank
 from jaxeff.transforms.mask import Mask
 from jaxeff.transforms.nf4 import NF4
+from jaxeff.transforms.qlora import QLoRA
 from jaxeff.transforms.vera import VeRA
 
 TRANSFORMS = {
@@ -23,5 +24,6 @@ TRANSFORMS = {
     "low_rank": LowRank,
     "mask": Mask,
     "nf4": NF4,
+    "qlora": QLoRA,
     "vera": VeRA,
 }

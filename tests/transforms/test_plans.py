@@ -26,6 +26,7 @@ from jaxeff.transforms import (
     LoRA,
     LowRank,
     Mask,
+    QLoRA,
     VeRA,
     chain,
     specs_of,
@@ -229,3 +230,14 @@ def test_somebody_elses_tree():
     params = found.lift(theirs, KEY)
     assert params["out"].a.shape == (2, 4, 2) and params["attn"]["kernel"].b.shape == (3, 2, 2, 4)
     assert_close(found.merge(params), theirs, 1e-6)
+
+
+def test_qlora_is_a_chain_by_one_name():
+    method = QLoRA((("blocks/0/mixer/(q|v)", 3), "head"), rank=2, alpha=3.0)
+    same = chain(NF4(("blocks/0/mixer/(q|v)", "head")), LoRA((("blocks/0/mixer/(q|v)", 3), "head"), 2, 3.0))
+    assert method.parts == same
+    found = paths(method.plan(MODEL.specs()).specs)
+    assert found["head/a"].shape == (16, 2) and "blocks/0/mixer/q/base/codes" in found
+    assert QLoRA(("head",), quantized=("embed", "head")).parts.transforms[0] == NF4(("embed", "head"))
+    with pytest.raises(ValueError, match="NF4.block must be even"):
+        QLoRA(block=3)
