@@ -116,6 +116,8 @@ def _exponent(rows: list[dict[str, Any]]) -> float:
 
 def drawing(rows, prompts) -> str:
     """Training speed against length, and decoding time against context, as one SVG."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     from jaxeff.lab.plots import MARKERS, look, svg
 
     names = list(dict.fromkeys(row["mixer"] for row in rows))
@@ -129,6 +131,12 @@ def drawing(rows, prompts) -> str:
             right.plot(prompts, [mine[-1][f"ms/token after {n}"] for n in prompts], **style)
         left.set(xscale="log", yscale="log", title="Training", xlabel="tokens of a text", ylabel="tokens/s")
         right.set(xscale="log", yscale="log", title="Decoding", xlabel="tokens before", ylabel="ms per token")
+        for axes, places in ((left, sorted({row["T"] for row in rows})), (right, prompts)):
+            axes.set_xticks(places, labels=map(str, places))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, place: f"{y:,g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
 
     described = (
