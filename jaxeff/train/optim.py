@@ -17,6 +17,7 @@ from optax.contrib import MuonDimensionNumbers, muon, scale_by_ademamix, scale_b
 
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec
+from jaxeff.train.galore import scale_by_galore
 
 ScheduleKind = Literal["cosine", "wsd", "linear", "constant"]
 
@@ -29,7 +30,7 @@ class Optim:
     weight_decay is decoupled, times the learning rate, and spares whatever is no matrix: norms, biases. clip: global gradient
     norm, None for none. schedule: `cosine` and `linear` fall from the peak to final * lr; `wsd` stays at the peak and falls
     over the last `decay` of the run; `constant` stays. warmup: the fraction of the run in which the rate rises from 0.
-    ema: decay of an exponential moving average of the weights, which evaluation then uses.
+    ema: decay of an exponential moving average of the weights, which evaluation then uses. rank: of galore's subspace.
     """
 
     name: str = "adamw"
@@ -44,6 +45,7 @@ class Optim:
     weight_decay: float | None = None
     clip: float | None = 1.0
     ema: float | None = None
+    rank: int | None = None
 
     def __post_init__(self):
         lookup(OPTIMIZERS, self.name, "optimizer")
@@ -63,6 +65,8 @@ class Optim:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"Optim.{name} must be at least 0, found {value}")
+        if self.rank is not None and (self.rank < 1 or self.name != "galore"):
+            raise ValueError(f"Optim.rank is galore's, and at least 1, found {self.rank} with name={self.name!r}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"Optim.clip must be above 0, or None, found {self.clip}")
         if self.warmup + (self.decay if self.schedule == "wsd" else 0) > 1:
@@ -76,6 +80,7 @@ class Settings(NamedTuple):
     b2: float
     eps: float
     weight_decay: float
+    rank: int = 128
 
 
 class Named(NamedTuple):
@@ -137,6 +142,9 @@ OPTIMIZERS: dict[str, Named] = {
     "lion": Named(lambda s, _: optax.scale_by_lion(s.b1, s.b2), Settings(0.9, 0.99, 0.0, 0.1)),
     "adafactor": Named(_adafactor, Settings(0.0, 0.8, 1e-30, 0.0)),
     "muon": Named(_muon, Settings(0.95, 0.95, 1e-8, 0.1)),
+    "galore": Named(
+        lambda s, specs: scale_by_galore(specs, s.rank, s.b1, s.b2, s.eps), Settings(0.9, 0.999, 1e-8, 0.0)
+    ),
     "rmsprop": Named(lambda s, _: optax.scale_by_rms(s.b2, s.eps), Settings(0.0, 0.9, 1e-8, 0.0)),
     "sgd": Named(lambda s, _: optax.trace(s.b1, nesterov=True), Settings(0.9, 0.0, 0.0, 0.0)),
     "signum": Named(lambda s, _: optax.scale_by_lion(s.b1, s.b1), Settings(0.9, 0.0, 0.0, 0.0)),
