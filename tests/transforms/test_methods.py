@@ -254,3 +254,8 @@ def test_starts_from_the_base(start, of):
         expected = q[:, :3] @ r[:3]
     assert_close(ab, expected, 1e-5)
     assert_close(node.base, f64(w) - expected, 1e-5)
+
+
+def test_a_rank_stabilised_update_is_scaled_by_the_root():
+    assert lifted(LoRA((("w", 4),), alpha=6.0, rank_stabilised=True), noise(12, 10)).scale == 3.0
+    assert lifted(LoRA((("w", 4),), alpha=6.0), noise(12, 10)).scale == 1.5

@@ -47,8 +47,16 @@ def node(transform, spec):
     return w, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape) if x.dtype == jnp.float32 else x, found)
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("name", TRANSFORMS)
+# One on another computes what each does: less of them.
+PAIRS = [
+    (name, product)
+    for name in TRANSFORMS
+    for product in PRODUCTS
+    if "," not in name or product in ("layer", "tied head")
+]
+
+
+@pytest.mark.parametrize(("name", "product"), PAIRS)
 def test_products_are_those_of_the_dense_weight(name, product):
     spec, shape, eqn = PRODUCTS[product]
     _, weight = node(TRANSFORMS[name], spec)
@@ -56,8 +64,10 @@ def test_products_are_those_of_the_dense_weight(name, product):
     full = np.asarray(dense(weight, jnp.float32), np.float64)
     assert full.shape == spec.shape
     assert_close(einsum(eqn, x, weight), np.einsum(eqn, np.asarray(x, np.float64), full), 2e-6)
-    assert_close(einsum(eqn, x.astype(jnp.bfloat16), weight), np.einsum(eqn, np.asarray(x, np.float64), full), 2e-2)
-    assert einsum(eqn, x.astype(jnp.bfloat16), weight).dtype == jnp.bfloat16
+    if product == "layer":
+        half = einsum(eqn, x.astype(jnp.bfloat16), weight)
+        assert half.dtype == jnp.bfloat16
+        assert_close(half, np.einsum(eqn, np.asarray(x, np.float64), full), 2e-2)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

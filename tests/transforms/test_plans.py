@@ -39,24 +39,23 @@ MODEL = LM(17, 16, (Stage((Block(GQA(n_heads=4, n_kv_heads=2)), "linear"), 2), S
 TOKENS = np.random.default_rng(0).integers(0, 17, (2, 9)).astype(np.int32)
 EVERYWHERE = ((".*/mixer/(q|k|v)", 3), (".*/mixer/o", 4), ("blocks/0/mlp/(up|down)", 2), ("embed", 2), ("head", 2))
 RULES = (".*/mixer/.*", ".*/mlp/(up|down)", "embed", "head")
+FEW = (".*/mixer/(q|o)", "blocks/0/mlp/down", "embed")
 METHODS = {
     "lora": LoRA(EVERYWHERE),
-    "rank-stabilised": LoRA(EVERYWHERE, rank_stabilised=True),
     "pissa": LoRA(EVERYWHERE, init="pissa"),
-    "olora": LoRA(EVERYWHERE, init="olora"),
-    "dora": DoRA(EVERYWHERE),
+    "dora": DoRA(tuple((rule, 2) for rule in FEW)),
     "vera": VeRA(EVERYWHERE),
     "adalora": AdaLoRA(EVERYWHERE, target=1.0),
     "ia3": IA3((("blocks/.*/mixer/(k|v)", "out"), ("blocks/0/mlp/down", "in"), ("embed", "in"), ("head", "out"))),
     "low_rank": LowRank(EVERYWHERE),
     "mask": Mask(((".*/mixer/.*", "2:4"), (".*/mlp/(up|down)", 0.3), ("embed|head", 0.5))),
     "int8": Int8(RULES),
-    "int4": Int4(RULES),
-    "nf4": NF4(RULES),
+    "int4": Int4(FEW),
+    "nf4": NF4(FEW),
     "both": chain(Int8(RULES), LoRA(EVERYWHERE)),
     "none": chain(),
 }
-ADAPTERS = ("lora", "rank-stabilised", "dora", "vera", "adalora", "ia3")
+ADAPTERS = ("lora", "dora", "vera", "adalora", "ia3")
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -99,7 +98,7 @@ def test_merging_gives_plain_arrays_that_compute_the_same(name):
     assert_close(logits(merged), logits(params), 1e-5)
 
 
-@every_method
+@pytest.mark.parametrize("name", ["both", "dora", "low_rank", "mask", "nf4"])
 def test_a_mesh_knows_every_leaf(name):
     mesh = jaxeff.make_mesh(fsdp=2, tensor=2)
     placed = jax.device_put(noisy(lifted(name)), jaxeff.shardings(plan(name).specs, mesh))
@@ -120,7 +119,7 @@ def test_merging_a_fresh_adapter_gives_the_weights_back(name):
         assert jax.tree.all(jax.tree.map(np.array_equal, merged, values(MODEL, KEY)))
 
 
-@pytest.mark.parametrize("name", ["pissa", "olora"])
+@pytest.mark.parametrize("name", ["pissa"])
 def test_what_starts_from_the_base_takes_it_apart(name):
     assert_close(plan(name).merge(lifted(name)), values(MODEL, KEY), 1e-6)
     assert not np.array_equal(lifted(name)["embed"].base, values(MODEL, KEY)["embed"])
