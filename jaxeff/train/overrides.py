@@ -288,14 +288,15 @@ def _parse_tuple(text: str, kinds: tuple):
 
 
 def _parse_item(text: str, kind):
-    wanted = []
+    wanted, names = [], []
     # A mixer's name in a pattern stays a name: the model makes the block.
     for option in sorted(_options(kind), key=lambda option: option is str):
         try:
             return _parse_one(text, option)
         except _Mistyped as mistyped:
             wanted.append(mistyped.args[0])
-    raise _Mistyped("a list of " + " or ".join(wanted))
+            names += mistyped.args[1:]
+    raise _Mistyped("a list of " + " or ".join(wanted), *names)
 
 
 def _snake(cls: type) -> str:

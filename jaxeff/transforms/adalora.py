@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.spec import Normal, Spec, zeros
-from jaxeff.core.weight import Weight, dense, einsum, take, terms
+from jaxeff.core.weight import Weight
 from jaxeff.transforms import rank as ranks
-from jaxeff.transforms.node import Node, drawn, spec_of
-from jaxeff.transforms.pair import pair, product, rows, whole
+from jaxeff.transforms.node import drawn, spec_of
+from jaxeff.transforms.pair import UpdatedWeight, pair
 from jaxeff.transforms.plan import Plan, map_weights, not_a_matrix, rewriting, targets, weights
 
 PARTS = ("p", "values", "q")
@@ -28,7 +28,7 @@ PARTS = ("p", "values", "q")
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class AdaLoRAWeight(Node):
+class AdaLoRAWeight(UpdatedWeight):
     """base + scale P diag(values) Q. base: any weight [*L, *I, *O]; p [*L, *I, R]; values [*L, R]; q [*L, R, *O]."""
 
     base: jax.Array | Weight
@@ -38,29 +38,12 @@ class AdaLoRAWeight(Node):
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     n_in: int = dataclasses.field(default=1, metadata={"static": True})
 
-    stage = "adapter"
-
     @property
-    def _pair(self) -> tuple[jax.Array, jax.Array]:
+    def factors(self) -> tuple[jax.Array, jax.Array]:
         """(P, Q with the values and the scale in it)."""
         n = self.values.ndim - 1
         values = self.values.reshape(*self.values.shape, *(1,) * (self.q.ndim - n - 1))
         return self.p, self.q * (self.scale * values).astype(self.q.dtype)
-
-    def dense(self, dtype) -> jax.Array:
-        """base + scale P diag(values) Q."""
-        return dense(self.base, dtype) + whole(*self._pair, self.n_in, self.p.dtype).astype(dtype)
-
-    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """The base's product and that of the narrow factors, in either direction."""
-        t = terms(eqn, self.values.ndim - 1, self.n_in)
-        if not (t.forward or t.backward):
-            return super().einsum(eqn, x)
-        return einsum(eqn, x, self.base) + product(t, x, *self._pair)
-
-    def take(self, ids: jax.Array, dtype) -> jax.Array:
-        """Rows of the base and of the product."""
-        return take(self.base, ids, dtype) + rows(*self._pair, ids, dtype)
 
 
 class Average(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import Spec
-from jaxeff.transforms.node import STAGES, innermost, nodes_of
+from jaxeff.transforms.node import STAGES, Node, innermost, nodes_of
 from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights, within
 
 
@@ -97,3 +97,23 @@ def unpack(packed: jax.Array, axis: int) -> jax.Array:
     """The inverse of `pack`, uint8."""
     both = jnp.stack([packed >> 4, packed & 15], axis=axis + 1)
     return both.reshape(*packed.shape[:axis], 2 * packed.shape[axis], *packed.shape[axis + 1 :])
+
+
+class PackedWeight(Node):
+    """A weight in packed codes; fields `codes` [*L, N, S / 2, *O] and, static, `plain`, the Spec of what it stands for."""
+
+    stage, parts = "few bits", ()
+
+    @property
+    def ndim(self) -> int:
+        """That of the plain weight."""
+        return self.codes.ndim - 2 + self.plain.n_in
+
+    def spec(self) -> Spec:
+        """That of the plain weight."""
+        return self.plain
+
+    @property
+    def unpacked(self) -> jax.Array:
+        """The codes [*L, N, S, *O], uint8."""
+        return unpack(self.codes, self.codes.ndim - len(self.plain.outputs) - 1)

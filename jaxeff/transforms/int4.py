@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, ones, zeros
 from jaxeff.transforms.calibrate import Evidence, needed
-from jaxeff.transforms.few_bits import block_spec, blocks, joined, pack, quantizing, unpack
+from jaxeff.transforms.few_bits import PackedWeight, block_spec, blocks, joined, pack, quantizing
 from jaxeff.transforms.gptq import feed_errors, sparing
-from jaxeff.transforms.node import Node, matrix
+from jaxeff.transforms.node import matrix
 from jaxeff.transforms.plan import Plan
 
 LARGEST = 15
@@ -26,7 +26,7 @@ LARGEST = 15
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Int4Weight(Node):
+class Int4Weight(PackedWeight):
     """codes uint8 [*L, N, S / 2, *O], two a byte; low [*L, N, 1, *O]; step bfloat16 of the same shape; scale of the inputs
     [*L, *I], or None; plain: the Spec of what it stands for."""
 
@@ -36,20 +36,9 @@ class Int4Weight(Node):
     scale: jax.Array | None
     plain: Spec = dataclasses.field(metadata={"static": True})
 
-    stage, parts = "few bits", ()
-
-    @property
-    def ndim(self) -> int:
-        """That of the plain weight."""
-        return self.codes.ndim - 2 + self.plain.n_in
-
-    def spec(self) -> Spec:
-        """That of the plain weight."""
-        return self.plain
-
     def dense(self, dtype) -> jax.Array:
         """(low + step * code) / scale, in float32."""
-        codes = unpack(self.codes, self.codes.ndim - len(self.plain.outputs) - 1)
+        codes = self.unpacked
         w = joined(value(codes, self.low, self.step), self.plain)
         if self.scale is not None:
             w = w / self.scale.astype(jnp.float32).reshape(*self.scale.shape, *(1,) * len(self.plain.outputs))

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.spec import Spec, ones, zeros
-from jaxeff.transforms.few_bits import block_spec, blocks, cut, joined, pack, quantizing, unpack
-from jaxeff.transforms.node import Node
+from jaxeff.transforms.few_bits import PackedWeight, block_spec, blocks, cut, joined, pack, quantizing
 from jaxeff.transforms.plan import Plan
 
 LEVELS = (
@@ -26,7 +25,7 @@ BYTE = 255
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NF4Weight(Node):
+class NF4Weight(PackedWeight):
     """codes uint8 [*L, N, S / 2, *O], two a byte; the blocks' absmax [*L, N, 1, *O], float, or uint8 with `unit` and `offset`
     [*L, N, 1, ..., 1]; plain: the Spec of what it stands for."""
 
@@ -35,17 +34,6 @@ class NF4Weight(Node):
     unit: jax.Array | None
     offset: jax.Array | None
     plain: Spec = dataclasses.field(metadata={"static": True})
-
-    stage, parts = "few bits", ()
-
-    @property
-    def ndim(self) -> int:
-        """That of the plain weight."""
-        return self.codes.ndim - 2 + self.plain.n_in
-
-    def spec(self) -> Spec:
-        """That of the plain weight."""
-        return self.plain
 
     @property
     def scale(self) -> jax.Array:
@@ -57,7 +45,7 @@ class NF4Weight(Node):
 
     def dense(self, dtype) -> jax.Array:
         """absmax * level, the product in float32."""
-        level = jnp.asarray(LEVELS, jnp.float32)[unpack(self.codes, self.codes.ndim - len(self.plain.outputs) - 1)]
+        level = jnp.asarray(LEVELS, jnp.float32)[self.unpacked]
         return joined((self.scale * level).astype(dtype), self.plain)
 
 

@@ -3,11 +3,14 @@
 A [*L, *I, R] and B [*L, R, *O] stand for a weight [*L, *I, *O]; L stacked, I inputs, O outputs, R rank. Either may be a node.
 """
 
+import abc
+
 import jax
 import jax.numpy as jnp
 
 from jaxeff.core.spec import Spec, fan_in, stack, zeros
-from jaxeff.core.weight import Terms, dense, einsum, take
+from jaxeff.core.weight import Terms, dense, einsum, take, terms
+from jaxeff.transforms.node import Node
 
 
 def product(t: Terms, x: jax.Array, a, b, middle=lambda x: x) -> jax.Array:
@@ -48,3 +51,31 @@ def pair(spec: Spec, rank: int, a_init=fan_in, b_init=zeros) -> tuple[Spec, Spec
     for size, axis in zip(reversed(spec.stacked), reversed(spec.axes[: spec.n_stacked])):
         a, b = stack((a, b), size, axis=axis)
     return a, b
+
+
+class UpdatedWeight(Node):
+    """A base and a low-rank update, all of it in two factors; fields `base` and `n_in`."""
+
+    stage = "adapter"
+
+    @property
+    @abc.abstractmethod
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """A [*L, *I, R] and B [*L, R, *O], scales included."""
+
+    def dense(self, dtype) -> jax.Array:
+        """base + A B."""
+        a, b = self.factors
+        return dense(self.base, dtype) + whole(a, b, self.n_in, a.dtype).astype(dtype)
+
+    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
+        """The base's product and that of the two narrow factors, in either direction."""
+        a, b = self.factors
+        t = terms(eqn, a.ndim - self.n_in - 1, self.n_in)
+        if not (t.forward or t.backward):
+            return super().einsum(eqn, x)
+        return einsum(eqn, x, self.base) + product(t, x, a, b)
+
+    def take(self, ids: jax.Array, dtype) -> jax.Array:
+        """Rows of the base and of A times B."""
+        return take(self.base, ids, dtype) + rows(*self.factors, ids, dtype)

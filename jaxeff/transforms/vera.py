@@ -11,17 +11,17 @@ from zlib import crc32
 import jax
 
 from jaxeff.core.spec import Constant, Site, Spec, zeros
-from jaxeff.core.weight import Weight, dense, einsum, take, terms
+from jaxeff.core.weight import Weight
 from jaxeff.transforms import rank as ranks
 from jaxeff.transforms.lora import uniform
-from jaxeff.transforms.node import Node, drawn, spec_of
-from jaxeff.transforms.pair import pair, product, rows, whole
+from jaxeff.transforms.node import drawn, spec_of
+from jaxeff.transforms.pair import UpdatedWeight, pair
 from jaxeff.transforms.plan import Plan, not_a_matrix, rewriting, targets, weights
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class VeRAWeight(Node):
+class VeRAWeight(UpdatedWeight):
     """base + (A d) (B b). base: any weight [*L, *I, *O]; a [*L, *I, R]; b [*L, R, *O]; inner [*L, R]; outer [*L, *O]."""
 
     base: jax.Array | Weight
@@ -31,29 +31,12 @@ class VeRAWeight(Node):
     outer: jax.Array
     n_in: int = dataclasses.field(default=1, metadata={"static": True})
 
-    stage = "adapter"
-
     @property
-    def _pair(self) -> tuple[jax.Array, jax.Array]:
+    def factors(self) -> tuple[jax.Array, jax.Array]:
         """(A, B with both vectors in it)."""
         n = self.inner.ndim - 1
         wide = self.outer.reshape(*self.outer.shape[:n], 1, *self.outer.shape[n:])
         return self.a, self.b * wide * self.inner.reshape(*self.inner.shape, *(1,) * (self.b.ndim - n - 1))
-
-    def dense(self, dtype) -> jax.Array:
-        """base + (A d) (B b)."""
-        return dense(self.base, dtype) + whole(*self._pair, self.n_in, self.a.dtype).astype(dtype)
-
-    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """The base's product and that of the two narrow factors, in either direction."""
-        t = terms(eqn, self.inner.ndim - 1, self.n_in)
-        if not (t.forward or t.backward):
-            return super().einsum(eqn, x)
-        return einsum(eqn, x, self.base) + product(t, x, *self._pair)
-
-    def take(self, ids: jax.Array, dtype) -> jax.Array:
-        """Rows of the base and of the product."""
-        return take(self.base, ids, dtype) + rows(*self._pair, ids, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
