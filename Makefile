@@ -68,7 +68,7 @@ bench-env: .venv-bench/stamp
 	@echo "making .venv-bench with torch and transformers"
 	@"$(PYTHON)" -m venv --clear .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet $(TORCH)
-	@.venv-bench/bin/python -m pip install --quiet transformers einops
+	@.venv-bench/bin/python -m pip install --quiet transformers einops peft
 	@.venv-bench/bin/python -m pip install --quiet --no-deps fla-core==0.6.0 flash-linear-attention==0.6.0
 	@touch .venv-bench/stamp
 
