@@ -13,6 +13,7 @@ from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
 from jaxeff.bench.tpu import tpu
 from jaxeff.bench.training import train
+from jaxeff.bench.transforms import transforms
 from jaxeff.core.errors import lookup
 from jaxeff.core.files import write_json
 
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "generate": generate,
     "mixers": mixers,
     "recurrences": recurrences,
+    "transforms": transforms,
     "tpu": tpu,
     "checkpoint": checkpoint,
     "data": data,

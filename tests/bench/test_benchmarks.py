@@ -13,6 +13,7 @@ from jaxeff.bench.pairs import PAIRS
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
 from jaxeff.bench.training import Size, train
+from jaxeff.bench.transforms import METHODS, transforms
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import count
 
@@ -70,6 +71,23 @@ def test_a_pair_that_is_none_is_refused():
 def test_sizes_that_are_none_are_refused(sizes):
     with pytest.raises(UserError, match="such as 256x4"):
         train(sizes=sizes, peer="none", rounds=1)
+
+
+def test_transforms_without_a_peer():
+    entry = transforms(sizes="8x2", d_model="64", rank=2, rounds=1)
+    check(entry, "transforms")
+    rows = {row["method"]: row for row in entry["rows"]}
+    assert list(rows) == list(METHODS) and entry["ratio"] == rows["lora"]["of full"]
+    # Adam's two moments of what trains, and a counter of the steps: nothing for what is frozen.
+    assert all(row["optimizer bytes"] == 8 * row["trained"] + 4 for row in rows.values())
+    assert rows["lora"]["trained"] == rows["qlora"]["trained"] < rows["dora"]["trained"] < rows["full"]["trained"] / 10
+    assert rows["full"]["bits a weight"] == 32 < rows["lora"]["bits a weight"]
+    assert 0.5 < rows["qlora"]["bytes a quantized"] < 0.53
+
+
+def test_a_method_that_is_none_is_refused():
+    with pytest.raises(UserError, match="no method is called 'qlora2'; did you mean"):
+        transforms(methods="qlora2", rounds=1)
 
 
 def test_attention_memory():

@@ -1,7 +1,8 @@
 """A language model of Hugging Face transformers in torch, one training step at a time on request.
 
-Started by `jaxeff bench train` with the Python of `.venv-bench`. One JSON object a line on stdin, one answer a line on
-stdout: {"do": "setup", "model": "llama", ...}, {"do": "step"}, {"do": "matmul", "n": 1024}, {"do": "quit"}.
+Started by `jaxeff bench train` and `jaxeff bench transforms` with the Python of `.venv-bench`. One JSON object a line on
+stdin, one answer a line on stdout: {"do": "setup", "model": "llama", ...}, {"do": "step"}, {"do": "matmul", "n": 1024},
+{"do": "quit"}.
 """
 
 import json
@@ -26,9 +27,12 @@ CONFIGS = {
 
 
 class Trainer:
-    """A model as its library makes it (Llama: SDPA attention), AdamW (fused, the fastest on a CPU), clipping by global norm."""
+    """A model as its library makes it (Llama: SDPA attention), AdamW (fused, the fastest on a CPU), clipping by global norm.
 
-    def __init__(self, *, model, d_model, n_layers, vocab_size, batch, time, dtype, fields):
+    lora: see `adapted`, None for training of all weights.
+    """
+
+    def __init__(self, *, model, d_model, n_layers, vocab_size, batch, time, dtype, fields, lora=None):
         torch.manual_seed(0)
         make, defaults = CONFIGS[model]
         if isinstance(fields.get("layer_types"), str):
@@ -38,9 +42,10 @@ class Trainer:
             tie_word_embeddings=True, use_cache=False, pad_token_id=0, **defaults, **fields,
         )  # fmt: skip
         self.model = transformers.AutoModelForCausalLM.from_config(config).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
+        if lora is not None:
+            self.model = adapted(self.model, **lora)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self.tokens = torch.randint(0, vocab_size, (batch, time))
         self.dtype = None if dtype == "float32" else getattr(torch, dtype)
 
@@ -49,12 +54,19 @@ class Trainer:
         with torch.autocast("cpu", dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         return float(loss)
 
     def count(self):
         return sum(p.numel() for p in self.model.parameters())
+
+
+def adapted(model, rank, alpha, targets):
+    """The model with adapters by peft beside its linear layers of these names; they alone train."""
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
 
 
 def matmul(n, dtype="float32", repeats=4):
@@ -67,6 +79,11 @@ def matmul(n, dtype="float32", repeats=4):
     return min(times)
 
 
+def versions():
+    """Those of the libraries in use."""
+    return {name: sys.modules[name].__version__ for name in ("torch", "transformers", "peft") if name in sys.modules}
+
+
 def serve(lines, answer):
     trainers = {}
     for line in lines:
@@ -77,8 +94,9 @@ def serve(lines, answer):
             answer(
                 {
                     "n_params": trainers[name].count(),
+                    "n_trained": sum(p.numel() for p in trainers[name].trained),
                     "threads": torch.get_num_threads(),
-                    "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+                    "versions": versions(),
                 }
             )
         elif do == "step":
