@@ -11,7 +11,7 @@ from jaxeff.bench.record import show
 from jaxeff.bench.recurrences import recurrences
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
-from jaxeff.bench.tpu import tpu
+from jaxeff.bench.tpu import tpu, tpu_transforms
 from jaxeff.bench.training import train
 from jaxeff.bench.transforms import transforms
 from jaxeff.core.errors import lookup
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "recurrences": recurrences,
     "transforms": transforms,
     "tpu": tpu,
+    "tpu-transforms": tpu_transforms,
     "checkpoint": checkpoint,
     "data": data,
     "compile": compile_time,

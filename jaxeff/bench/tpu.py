@@ -1,6 +1,7 @@
-"""Each mixer's training step compiled ahead of time for a TPU, without one: whether it compiles, what it needs, how much of its
-estimated time is matrix products. B batch, T time, D model."""
+"""Training steps compiled ahead of time for a TPU, without one: each mixer's, whether it compiles, what it needs, how much of its
+estimated time is matrix products; and a large model's with adapters, what memory it needs. B batch, T time, D model."""
 
+import dataclasses
 import os
 import time
 from typing import Any
@@ -11,14 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.bench.cycles import estimated
 from jaxeff.bench.record import record
+from jaxeff.bench.training import Size, random_batch
+from jaxeff.bench.transforms import MIB, bytes_of, experiment
 from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.precision import POLICIES
-from jaxeff.core.sharding import make_mesh, shardings
-from jaxeff.core.spec import abstract
+from jaxeff.core.sharding import batch_sharding, make_mesh, shardings
+from jaxeff.core.spec import abstract, count
 from jaxeff.core.target import lowering_for
 from jaxeff.evaluate.flops import memory
 from jaxeff.mixers.base import Ctx, bind
 from jaxeff.mixers.registry import MIXERS
+from jaxeff.train.step import make_step
 
 GIB = 2**30
 # What tells the compiler's library that the machine it is on is no TPU.
@@ -39,7 +43,8 @@ def tpu(
     Milliseconds are the compiler's cycles at `clock` Hz, without waiting for memory and other chips. Needs libtpu.
     """
     names = list(MIXERS) if mixers == "all" else mixers.split(",")
-    mesh = _mesh(topology)
+    devices = devices_of(topology)
+    mesh = make_mesh(fsdp=len(devices), devices=devices)
     rows = [_one(name, bind(lookup(MIXERS, name, "mixer")(), d_model), mesh, batch, length, clock) for name in names]
     least = min(rows, key=lambda row: row["matmul share"])
     return record(
@@ -57,15 +62,68 @@ def tpu(
     )
 
 
-def _mesh(topology: str):
+def tpu_transforms(
+    d_model: int = 2048,
+    layers: int = 16,
+    vocab: int = 32768,
+    length: int = 4096,
+    batch: int = 1,
+    rank: int = 16,
+    topology: str = "v5e:2x4",
+) -> dict:
+    """Memory of a training step of LoRA and of QLoRA on one chip of a TPU that is not there, for a model of 1.0 B weights.
+
+    Llama-like, in bfloat16, frozen weights too; the backward pass recomputes each layer. Needs libtpu.
+    """
+    size = Size(d_model, length, batch, layers, vocab)
+    mesh = make_mesh(devices=devices_of(topology)[:1])
+    rows = [_adapted(name, size, rank, mesh) for name in ("lora", "qlora")]
+    lora, qlora = (row["temporary MiB"] for row in rows)
+    return record(
+        "tpu-transforms",
+        ours=qlora,
+        peer=lora,
+        unit="MiB",
+        ratio=qlora / lora,
+        rows=rows,
+        topology=topology,
+        weights=count(size.lm.specs()),
+        size=str(size),
+        rank=rank,
+        meaning="temporary memory of QLoRA over that of LoRA; less is better",
+    )
+
+
+def _adapted(method: str, size: Size, rank: int, mesh) -> dict[str, Any]:
+    run = experiment(size, method, rank, "bfloat16")
+    step = make_step(dataclasses.replace(run, model=dataclasses.replace(run.model, remat="full")), mesh)
+    shape = lambda x, dtype, sharding: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding)
+    half = lambda x: shape(x, jnp.bfloat16 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype, x.sharding)
+    state = dataclasses.replace(step.abstract, frozen=jax.tree.map(half, step.abstract.frozen))
+    tokens = jax.tree.map(lambda x: shape(x, x.dtype, batch_sharding(mesh)), random_batch(size))
+    start = time.perf_counter()
+    with lowering_for("tpu"):
+        compiled = step.step.trace(state, tokens).lower(lowering_platforms=("tpu",)).compile()
+    took, found = time.perf_counter() - start, memory(compiled)
+    return {
+        "method": method,
+        "temporary MiB": found["temporary"] / MIB,
+        "arguments MiB": found["arguments"] / MIB,
+        "frozen MiB": bytes_of(state.frozen) / MIB,
+        "compiled in s": took,
+    }
+
+
+def devices_of(topology: str) -> list:
+    """The chips of a TPU that need not be there, to compile for. Raises UserError without the compiler's library."""
     from jax.experimental import topologies
 
     os.environ.update({name: value for name, value in ALONE.items() if name not in os.environ})
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # the compiler's library is not there, or knows no such machine
-        raise UserError(f"cannot compile for {topology!r}: {error}; pip install libtpu") from error
-    return make_mesh(fsdp=len(devices), devices=devices)
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cannot compile for {topology!r}: {reason}; pip install libtpu") from error
 
 
 def _one(name: str, layer, mesh, batch: int, length: int, clock: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jaxeff.bench.decode import generate
 from jaxeff.bench.pairs import PAIRS
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
+from jaxeff.bench.tpu import tpu_transforms
 from jaxeff.bench.training import Size, train
 from jaxeff.bench.transforms import METHODS, transforms
 from jaxeff.core.errors import UserError
@@ -88,6 +89,16 @@ def test_transforms_without_a_peer():
 def test_a_method_that_is_none_is_refused():
     with pytest.raises(UserError, match="no method is called 'qlora2'; did you mean"):
         transforms(methods="qlora2", rounds=1)
+
+
+def test_without_the_compiler_for_tpus_one_line_says_so(monkeypatch):
+    def missing(**_):
+        raise RuntimeError("no such library\nwith many words")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
+    with pytest.raises(UserError, match="cannot compile for 'v5e:2x4': no such library; pip install libtpu") as told:
+        tpu_transforms()
+    assert "\n" not in str(told.value)
 
 
 def test_attention_memory():
