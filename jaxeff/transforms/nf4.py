@@ -45,8 +45,7 @@ class NF4Weight(PackedWeight):
 
     def dense(self, dtype) -> jax.Array:
         """absmax * level, the product in float32."""
-        level = jnp.asarray(LEVELS, jnp.float32)[self.unpacked]
-        return joined((self.scale * level).astype(dtype), self.plain)
+        return joined((self.scale * level(self.unpacked)).astype(dtype), self.plain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +94,15 @@ class NF4:
         node = NF4Weight(absmax, absmax, unit, offset, spec)
         codes = nearest_level(blocks_w / jnp.where(node.scale > 0, node.scale, 1.0))
         return dataclasses.replace(node, codes=pack(codes, inputs))
+
+
+def level(codes: jax.Array) -> jax.Array:
+    """LEVELS[codes], float32. Chosen bit by bit, not looked up: that fuses with what comes after, and holds no indices."""
+    values = [jnp.float32(value) for value in LEVELS]
+    for i in range(4):
+        bit = (codes >> i) & 1 != 0
+        values = [jnp.where(bit, high, low) for low, high in zip(values[::2], values[1::2])]
+    return values[0]
 
 
 def nearest_level(x: jax.Array) -> jax.Array:

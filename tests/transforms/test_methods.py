@@ -14,7 +14,7 @@ from jaxeff.core.weight import dense, einsum
 from jaxeff.transforms import NF4, Adapter, DoRA, Int4, LoRA, LowRank, Mask, VeRA
 from jaxeff.transforms.few_bits import pack, unpack
 from jaxeff.transforms.low_rank import by_budget, by_energy
-from jaxeff.transforms.nf4 import LEVELS, nearest_level
+from jaxeff.transforms.nf4 import LEVELS, level, nearest_level
 from jaxeff.transforms.rank import singular
 from tests.closeness import assert_close, relative_rms
 
@@ -181,6 +181,7 @@ def test_levels_of_nf4():
     nearest = np.abs(x[:, None] - np.array(LEVELS)).min(axis=1)
     assert_close(np.abs(x - np.array(LEVELS)[np.asarray(nearest_level(jnp.asarray(x, jnp.float32)))]), nearest, 1e-6)
     assert np.array_equal(np.array(LEVELS)[np.asarray(nearest_level(jnp.asarray(LEVELS)))], LEVELS)
+    assert np.array_equal(level(jnp.arange(16, dtype=jnp.uint8)), np.float32(LEVELS))
     # Quantiles of a normal distribution, from both ends to zero: evenly spaced in probability, scaled to reach 1.
     end = 0.9677083
     above = [NormalDist().inv_cdf(p) for p in np.linspace(end, 0.5, 9)[:-1]]
