@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.spec import Spec, ones, zeros
+from jaxeff.core.target import platform
 from jaxeff.transforms.few_bits import PackedWeight, block_spec, blocks, cut, joined, pack, quantizing
 from jaxeff.transforms.plan import Plan
 
@@ -97,7 +98,9 @@ class NF4:
 
 
 def level(codes: jax.Array) -> jax.Array:
-    """LEVELS[codes], float32. Chosen bit by bit, not looked up: that fuses with what comes after, and holds no indices."""
+    """LEVELS[codes], float32: looked up on a CPU, else chosen bit by bit, which fuses with what follows and holds no indices."""
+    if platform() == "cpu":
+        return jnp.asarray(LEVELS, jnp.float32)[codes]
     values = [jnp.float32(value) for value in LEVELS]
     for i in range(4):
         bit = (codes >> i) & 1 != 0

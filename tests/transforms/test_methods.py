@@ -10,6 +10,7 @@ import pytest
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import Spec, count, init
+from jaxeff.core.target import lowering_for
 from jaxeff.core.weight import dense, einsum
 from jaxeff.transforms import NF4, Adapter, DoRA, Int4, LoRA, LowRank, Mask, VeRA
 from jaxeff.transforms.few_bits import pack, unpack
@@ -181,7 +182,9 @@ def test_levels_of_nf4():
     nearest = np.abs(x[:, None] - np.array(LEVELS)).min(axis=1)
     assert_close(np.abs(x - np.array(LEVELS)[np.asarray(nearest_level(jnp.asarray(x, jnp.float32)))]), nearest, 1e-6)
     assert np.array_equal(np.array(LEVELS)[np.asarray(nearest_level(jnp.asarray(LEVELS)))], LEVELS)
-    assert np.array_equal(level(jnp.arange(16, dtype=jnp.uint8)), np.float32(LEVELS))
+    for platform in ("cpu", "tpu"):
+        with lowering_for(platform):
+            assert np.array_equal(level(jnp.arange(16, dtype=jnp.uint8)), np.float32(LEVELS))
     # Quantiles of a normal distribution, from both ends to zero: evenly spaced in probability, scaled to reach 1.
     end = 0.9677083
     above = [NormalDist().inv_cdf(p) for p in np.linspace(end, 0.5, 9)[:-1]]
