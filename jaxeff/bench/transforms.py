@@ -39,6 +39,7 @@ FULL, PEFT = "full", "lora of peft"
 # name -> fields of the Experiment, of a rank
 METHODS: dict[str, Callable[[int], dict[str, Any]]] = {
     FULL: lambda rank: {},
+    "norms": lambda rank: dict(trainable=(".*norm/scale",)),
     "lora": lambda rank: dict(transforms=(LoRA(RULES, rank),)),
     "dora": lambda rank: dict(transforms=(DoRA(RULES, rank),)),
     "qlora": lambda rank: dict(transforms=(QLoRA(RULES, rank),)),
