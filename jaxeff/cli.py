@@ -35,6 +35,7 @@ def parser() -> Parser:
 
     evaluate = commands.add_parser("eval", help="loss, perplexity and bits per byte of a trained model")
     evaluate.add_argument("--split", default="validation", help="train, validation (default) or test")
+    _any_base(evaluate)
     _config(evaluate)
     _workdir(evaluate)
 
@@ -46,8 +47,27 @@ def parser() -> Parser:
     generate.add_argument("--top-p", type=float)
     generate.add_argument("--min-p", type=float)
     generate.add_argument("--seed", type=int, default=0)
+    _any_base(generate)
     _config(generate)
-    _workdir(generate)
+    _workdirs(generate, "folder of a run; several: one answer each, by their adapters on one base")
+
+    transform = commands.add_parser("transform", help="a run whose weights are those of another, transformed")
+    transform.add_argument("--apply", required=True, metavar="TRANSFORMS", help="such as 'LowRank(energy=0.9), Int8()'")
+    transform.add_argument("--calibrate", type=int, default=0, metavar="N", help="look at N rows of text first")
+    _out(transform)
+    _config(transform)
+    _workdir(transform)
+
+    merge = commands.add_parser("merge", help="a run with the weights of others as plain arrays, adapters merged")
+    merge.add_argument("--by", metavar="METHOD", help="joins several: soup, slerp, ties, dare or task_arithmetic")
+    merge.add_argument("--base", metavar="DIR", help="the run that the others learned from, for the last three")
+    merge.add_argument(
+        "--scales", metavar="X,Y,...", help="a number for each run; slerp: share of the second; ties: density, scale"
+    )
+    merge.add_argument("--seed", type=int, default=0, help="of what dare leaves out")
+    _out(merge)
+    _config(merge)
+    _workdirs(merge, "folder of a run; may be repeated")
 
     ablate = commands.add_parser("ablate", help="compare models at equal size, with seeds and intervals")
     ablate.add_argument("config", metavar="CONFIG", help="a Python file with ablation() -> Ablation")
@@ -65,6 +85,20 @@ def parser() -> Parser:
 
 def _workdir(command: argparse.ArgumentParser):
     command.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+
+
+def _workdirs(command: argparse.ArgumentParser, what: str):
+    command.add_argument("--workdir", required=True, action="append", metavar="DIR", help=what)
+
+
+def _any_base(command: argparse.ArgumentParser):
+    command.add_argument(
+        "--any-base", action="store_true", help="take frozen weights as they are, even if training saw others"
+    )
+
+
+def _out(command: argparse.ArgumentParser):
+    command.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
 
 
 def _config(command: argparse.ArgumentParser):
@@ -115,7 +149,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     _define(args.config)
     with shown() as report:
-        run = load_trained(args.workdir, report)
+        run = load_trained(args.workdir, report, args.any_base)
         e = run.experiment
         found = evaluate(
             e.objective, e.model, run.weights, run.prepared.eval(args.split), policy=e.policy, report=report.stage
@@ -132,18 +166,24 @@ def generate(args: argparse.Namespace) -> None:
 
     from jaxeff.models.generate import generate
     from jaxeff.train.progress import Silent
-    from jaxeff.train.trained import load_trained
+    from jaxeff.train.trained import load_adapters, load_trained
+    from jaxeff.transforms.multi_lora import choose
 
     if any("\ud800" <= character <= "\udfff" for character in args.prompt):
         raise UserError("the prompt is not UTF-8")
     _define(args.config)
-    run = load_trained(args.workdir, Silent())
+    if len(args.workdir) == 1:
+        run = load_trained(args.workdir[0], Silent(), args.any_base)
+        weights = run.weights
+    else:
+        run = load_adapters(args.workdir, Silent(), args.any_base)
+        weights = choose(run.weights, np.arange(len(args.workdir)))
     tokenizer = run.prepared.tokenizer
     ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
     tokens_BN = generate(
         run.experiment.model,
-        run.weights,
-        np.asarray([ids], np.int32),
+        weights,
+        np.asarray([ids] * len(args.workdir), np.int32),
         args.max_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
@@ -153,9 +193,61 @@ def generate(args: argparse.Namespace) -> None:
         eos=tokenizer.eos_id,
         policy=run.experiment.policy,
     )
-    new = [int(token) for token in np.asarray(tokens_BN[0])]
-    new = new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new
-    print(args.prompt + tokenizer.decode(ids + new)[len(tokenizer.decode(ids)) :])
+    for workdir, tokens_N in zip(args.workdir, np.asarray(tokens_BN), strict=True):
+        new = tokens_N.tolist()
+        new = new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new
+        if len(args.workdir) > 1:
+            print(f"{workdir}:")
+        print(args.prompt + tokenizer.decode(ids + new)[len(tokenizer.decode(ids)) :])
+
+
+def transform(args: argparse.Namespace) -> None:
+    """`jaxeff transform`."""
+    from jaxeff.train.overrides import transforms
+    from jaxeff.train.progress import shown
+    from jaxeff.train.rewrite import transform
+
+    _define(args.config)
+    chosen = transforms(args.apply)
+    with shown() as report:
+        found = transform(args.workdir, chosen, args.out, calibrate=args.calibrate, report=report)
+    _before_and_after(*found, args.out)
+
+
+def merge(args: argparse.Namespace) -> None:
+    """`jaxeff merge`."""
+    from jaxeff.train.progress import shown
+    from jaxeff.train.rewrite import joined, merge
+
+    _define(args.config)
+    scales = _numbers(args.scales)
+    with shown() as report:
+        join = joined(args.by, len(args.workdir), args.base, scales, args.seed, report)
+        found = merge(args.workdir, args.out, join, report)
+    _before_and_after(*found, args.out)
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--scales {text}: expected numbers, such as 0.5,0.5") from None
+
+
+def _before_and_after(before, after, experiment, out: str) -> None:
+    """Prints the table of two models."""
+    score = experiment.objective.score
+
+    def row(name: str, what: str, form) -> str:
+        return f"{name:<24}" + "".join(f"{form(getattr(m, what)):>16}" for m in (before, after))
+
+    print(f"{'':<24}{'before':>16}{'after':>16}")
+    for name, what in (("parameters", "parameters"), ("trained", "trained"), ("bytes", "bytes")):
+        print(row(name, what, "{:,}".format))
+    print(row("bits per weight", "bits", "{:.2f}".format))
+    print(row(f"validation {score.name.replace('_', ' ')}", "score", lambda x: "-" if x is None else f"{x:.4f}"))
+    print(row("decoding, ms a token", "decode", lambda s: f"{1000 * s:.3f}"))
+    print(f"written to {out}")
 
 
 def ablate(args: argparse.Namespace) -> None:
@@ -182,7 +274,16 @@ def bench(args: argparse.Namespace) -> None:
     registry.run(options.pop("benchmark"), options.pop("json", None), **options)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "ablate": ablate, "record": record, "bench": bench}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "transform": transform,
+    "merge": merge,
+    "ablate": ablate,
+    "record": record,
+    "bench": bench,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

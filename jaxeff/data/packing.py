@@ -57,7 +57,7 @@ def best_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarr
 
 
 def pack(
-    tokens: np.ndarray, document_lengths: np.ndarray, row_length: int, *, seed: int = 0
+    tokens: np.ndarray, document_lengths: np.ndarray, row_length: int, *, together: bool = True, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of whole documents, or of pieces of long ones.
 
@@ -65,6 +65,7 @@ def pack(
       tokens: all documents, one after the other, BOS and EOS included.
       document_lengths: how many of them are each document's.
       row_length: T, at least 2.
+      together: whether a row may hold several.
       seed: of the order of the rows; best fit would put the long pieces first, and the first rows of a split would
         be no sample of it.
 
@@ -74,7 +75,8 @@ def pack(
     if row_length < 2:
         raise ValueError(f"a row needs at least 2 tokens to predict one, not {row_length}")
     pieces = cut(document_lengths, row_length)
-    row, place = best_fit(pieces.length, row_length)
+    n = len(pieces.length)
+    row, place = best_fit(pieces.length, row_length) if together else (np.arange(n), np.zeros(n, np.int64))
     n_rows = int(row.max(initial=-1)) + 1
     order = np.random.default_rng(seed).permutation(n_rows)
     tokens_BT = np.zeros((n_rows, row_length), tokens.dtype)

@@ -47,16 +47,17 @@ class PackedCorpus:
 
 
 def prepare_rows(
-    corpus: Corpus, tokenizer: Tokenizer, row_length: int, root: Path, report: Report = silent
+    corpus: Corpus, tokenizer: Tokenizer, row_length: int, root: Path, report: Report = silent, together: bool = True
 ) -> PackedCorpus:
-    """Every split tokenized and packed below the folder `root`, written now unless it is there."""
+    """Every split tokenized and packed below the folder `root`, written now unless it is there. together: whether a row may hold
+    several documents."""
 
     def write(folder: Path) -> None:
         statistics = {}
         for split in corpus.splits:
             tokens, lengths = tokenize(corpus, split, tokenizer, report)
             report(f"packing {split}", 0, len(lengths))
-            tokens_BT, segment_ids_BT = pack(tokens, lengths, row_length)
+            tokens_BT, segment_ids_BT = pack(tokens, lengths, row_length, together=together)
             np.save(folder / f"{split}.tokens.npy", tokens_BT)
             np.save(folder / f"{split}.segment_ids.npy", segment_ids_BT)
             np.save(folder / f"{split}.loss_mask.npy", loss_mask(segment_ids_BT))
@@ -69,7 +70,9 @@ def prepare_rows(
             }
         write_json(folder / "statistics.json", statistics)
 
-    name = digest("rows", _LAYOUT, corpus.fingerprint, tokenizer.identity, row_length)
+    name = digest(
+        "rows", _LAYOUT, corpus.fingerprint, tokenizer.identity, row_length, *(() if together else ("apart",))
+    )
     folder = publish(root / "rows" / name[:32], write)
     statistics = read_json(folder / "statistics.json")
     return PackedCorpus({split: _open(folder, split) for split in statistics}, statistics)

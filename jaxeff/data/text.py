@@ -27,6 +27,7 @@ class TextData:
       seed: of the order of the training rows.
       valid_fraction, test_fraction: shares of the documents; 0 leaves the split out.
       max_bytes: use no more text than this, the documents chosen by a hash; for corpora of equal size.
+      packed: whether a row may hold several documents; without, short ones are padded.
 
     Raises:
       UserError: a value is out of range; the message names the field.
@@ -40,6 +41,7 @@ class TextData:
     valid_fraction: float = 0.05
     test_fraction: float = 0.05
     max_bytes: int | None = None
+    packed: bool = True
 
     def __post_init__(self):
         for name, least in (("seq_len", 2), ("batch_size", 1), ("seed", 0), ("max_bytes", 1)):
@@ -75,7 +77,7 @@ class TextData:
             fingerprint=fingerprint,
         )
         tokenizer = self._tokenizer(corpus, root, report)
-        packed = prepare_rows(corpus, tokenizer, self.seq_len, root, report)
+        packed = prepare_rows(corpus, tokenizer, self.seq_len, root, report, self.packed)
         identity = digest(fingerprint, tokenizer.identity)
         statistics = {
             **{name: corpus.statistics[name] for name in ("source", "documents", "bytes")},

@@ -37,7 +37,7 @@ class Decoding:
             raise ValueError(
                 f"decoding at {self.context} needs {total} positions; the model has max_positions={self.lm.max_positions}"
             )
-        lm, ctx, dtype = self.lm, Ctx(policy=self.policy), jnp.dtype(self.policy.compute)
+        lm, ctx = self.lm, Ctx(policy=self.policy)
         self._prompt_BT = jnp.broadcast_to(jnp.arange(self.context) % lm.vocab_size, (self.batch, self.context)).astype(
             jnp.int32
         )
@@ -47,7 +47,7 @@ class Decoding:
             return jnp.argmax(lm.logits(params, out.y[:, -1:]), axis=-1).astype(jnp.int32), out.state
 
         def first(params, prompt_BT):
-            return next_token(params, prompt_BT, lm.init_state(self.batch, total, dtype))
+            return next_token(params, prompt_BT, lm.start(params, self.batch, total, ctx=ctx))
 
         def further(params, token_B1, state):
             def step(carry, _):

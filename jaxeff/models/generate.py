@@ -9,6 +9,7 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.mixers.base import Ctx
 from jaxeff.models.lm import LM
+from jaxeff.models.start import START, length
 
 
 def generate(
@@ -38,7 +39,8 @@ def generate(
     """
     prompt = jnp.asarray(prompt, jnp.int32)
     lengths = jnp.full(prompt.shape[:1], prompt.shape[1]) if prompt_lengths is None else jnp.asarray(prompt_lengths)
-    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key)
+    before = length(params.get(START, {}))
+    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before)
     key = jax.random.key(0) if key is None else key
     filters = (top_k, top_p, min_p)
     # Temperature is traced: trying another one does not recompile.
@@ -47,7 +49,7 @@ def generate(
     )
 
 
-def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key):
+def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before):
     if prompt.ndim != 2:
         raise UserError(f"the prompt must be [batch, time], found shape {prompt.shape}")
     if prompt.shape[1] < 1 or int(lengths.min()) < 1:
@@ -59,7 +61,7 @@ def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, ke
         raise UserError(f"the prompt holds token ids outside the vocabulary of {lm.vocab_size}")
     if max_tokens < 1:
         raise UserError(f"max_tokens must be at least 1, found {max_tokens}")
-    total = int(lengths.max()) + max_tokens
+    total = before + int(lengths.max()) + max_tokens
     if lm.max_positions is not None and total > lm.max_positions:
         raise UserError(f"prompt and generation need {total} positions; the model has max_positions={lm.max_positions}")
     if temperature < 0:
@@ -85,7 +87,7 @@ def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters
         return jax.random.categorical(jax.random.fold_in(key, step), logits_BV, axis=-1).astype(jnp.int32)
 
     inside_BT = jnp.arange(t)[None] < lengths_B[:, None]
-    state = lm.init_state(batch, t + n, jnp.dtype(policy.compute))
+    state = lm.start(params, batch, t + n, ctx=ctx)
     prompt_ctx = Ctx(segment_ids=inside_BT.astype(jnp.int32), policy=policy)
     out = lm.hidden(params, jnp.where(inside_BT, prompt_BT, 0), state, ctx=prompt_ctx)
     last_B1D = jnp.take_along_axis(out.y, (lengths_B - 1)[:, None, None], axis=1)

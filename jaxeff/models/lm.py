@@ -11,6 +11,7 @@ from jaxeff.core.spec import Normal, Spec, fan_in
 from jaxeff.core.weight import einsum, take
 from jaxeff.mixers.base import Ctx, Out
 from jaxeff.mixers.norm import Norm, RMSNorm
+from jaxeff.models import start
 from jaxeff.models.stack import Stack, Stage
 
 
@@ -77,6 +78,22 @@ class LM:
         """Decode states for texts of at most `max_len` tokens, stacked like the parameters."""
         return self.stack.init_state(batch, max_len, dtype)
 
+    def start(self, params, batch: int, max_len: int, *, ctx: Ctx = Ctx()):
+        """The state that texts of at most `max_len` tokens begin with: an empty one, or what was learned, see `models.start`."""
+        learned, dtype = params.get(start.START, {}), jnp.dtype(ctx.policy.compute)
+        empty = self.init_state(batch, start.length(learned) + max_len, dtype)
+        if not learned:
+            return empty
+        prompt_PD = learned.get("prompt")
+        if prompt_PD is None:
+            return start.started(empty, learned.get("state", {}))
+        # Read once for all texts, on every device alike.
+        one = jax.tree.map(lambda leaf: leaf[:, :1], empty)
+        state = start.started(one, learned.get("state", {}))
+        own = Ctx(key=ctx.key, policy=ctx.policy).fold("prompt")
+        state = self._run(params, prompt_PD[None].astype(dtype), state, own).state
+        return jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), state, empty)
+
     def apply(self, params, tokens_BT: jax.Array, state=None, *, ctx: Ctx = Ctx()) -> Out:
         """y: logits_BTV in float32. The rest as for `hidden`."""
         out = self.hidden(params, tokens_BT, state, ctx=ctx)
@@ -94,8 +111,16 @@ class LM:
 
     def hidden(self, params, tokens_BT: jax.Array, state=None, *, ctx: Ctx = Ctx()) -> Out:
         """y: x_BTD after the final norm in the compute dtype, which the head, or a loss that never forms logits, reads. aux by path
-        (`blocks/1/mlp/load`), stacked over repeats."""
-        x_BTD = take(params["embed"], tokens_BT, jnp.dtype(ctx.policy.compute))
+        (`blocks/1/mlp/load`), stacked over repeats. Without a state, texts begin with what was learned, if anything was."""
+        if state is None and start.START in params:
+            begun = self.start(params, *tokens_BT.shape, ctx=ctx)
+            if ctx.positions is not None:
+                ctx = dataclasses.replace(ctx, positions=ctx.positions + start.length(params[start.START]))
+            return self.hidden(params, tokens_BT, begun, ctx=ctx)._replace(state=None)
+        return self._run(params, take(params["embed"], tokens_BT, jnp.dtype(ctx.policy.compute)), state, ctx)
+
+    def _run(self, params, x_BTD: jax.Array, state, ctx: Ctx) -> Out:
+        """`hidden` from the rows of the embedding on."""
         if self.embed_scale is not None:
             scale = self.d_model**0.5 if self.embed_scale == "sqrt" else self.embed_scale
             x_BTD = x_BTD * jnp.asarray(scale, x_BTD.dtype)

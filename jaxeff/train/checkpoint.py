@@ -2,6 +2,7 @@
 
     DIR/checkpoints/<step>/     one checkpoint: the state as flat path -> array, and a JSON record (data position, tokens, ...)
     DIR/damaged/<step>          what could not be read, moved aside
+    DIR/frozen/                 weights that do not train, where they follow neither from the seed nor from the base
 
 A checkpoint carries a checksum of its state, computed on the device as a sum of bits: independent of the mesh, and cheap
 enough to verify at every restore.
@@ -31,7 +32,7 @@ from jaxeff.core.tree import paths
 from jaxeff.objectives.base import Score
 from jaxeff.train.state import State
 
-FOLDER, DAMAGED = "checkpoints", "damaged"
+FOLDER, DAMAGED, FROZEN = "checkpoints", "damaged", "frozen"
 
 
 class Checkpoints:
@@ -69,8 +70,8 @@ class Checkpoints:
     def save(self, step: int, state: State, record: dict[str, Any], metrics: dict[str, float] | None = None):
         """Starts writing; returns once the arrays are copied, before they are on disk.
 
-        Frozen weights are not written: they follow from the seed, or from the base. record: JSON-able. metrics: evaluation at this
-        very step, if any. Raises UserError when an earlier write was refused by the file system.
+        Frozen weights are not written: they follow from the seed or the base, or `write_frozen` has kept them. record: JSON-able.
+        metrics: evaluation at this very step, if any. Raises UserError when an earlier write was refused by the file system.
         """
         kept = dataclasses.replace(state, frozen=None)
         leaves = paths(kept)
@@ -104,9 +105,7 @@ class Checkpoints:
         record = json.loads((path / "record" / "metadata").read_text())
         name = "ema" if "ema" in record["checksum"] else "params"
         target = {f"{name}/{path}": leaf for path, leaf in paths(abstract_params).items()}
-        args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = reader.restore(path / "state", args=args)
+        found = _read(path / "state", target)
         _compare({name: record["checksum"][name]}, checksums(found))
         return jax.tree.unflatten(jax.tree.structure(abstract_params), [found[path] for path in target]), record
 
@@ -181,6 +180,31 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 self._name(step).rename(target)
             self._manager.reload()
+
+
+def write_frozen(workdir, frozen):
+    """Keeps the weights that do not train, for `read_frozen`."""
+    _hush()
+    folder = Path(workdir).absolute() / FROZEN
+    with refusals(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(folder, args=ocp.args.PyTreeSave(paths(frozen)), force=True)
+
+
+def read_frozen(workdir, abstract_frozen) -> Any | None:
+    """What `write_frozen` kept, None where it has kept nothing; raises whatever Orbax raises when it cannot be read."""
+    folder = Path(workdir).absolute() / FROZEN
+    if not folder.exists():
+        return None
+    target = paths(abstract_frozen)
+    found = _read(folder, target)
+    return jax.tree.unflatten(jax.tree.structure(abstract_frozen), [found[path] for path in target])
+
+
+def _read(folder: Path, target: dict[str, Any]) -> dict[str, jax.Array]:
+    """The arrays of these paths, laid out as `target` says; no other is read."""
+    args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(folder, args=args)
 
 
 @functools.cache

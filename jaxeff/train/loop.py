@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_json
 from jaxeff.evaluate.scores import evaluate
+from jaxeff.models.start import START, length
 from jaxeff.objectives.base import check_score
 from jaxeff.train.checkpoint import Checkpoints, checksums
 from jaxeff.train.circumstances import circumstances
@@ -107,9 +108,15 @@ def check_model(experiment: Experiment, prepared):
         raise UserError(
             f"model.vocab_size={known} is smaller than the data's vocabulary: set model.vocab_size={needed}"
         )
-    bound = experiment.model.max_positions
-    if bound is not None and experiment.data.seq_len > bound:
-        raise UserError(f"data.seq_len={experiment.data.seq_len} is longer than model.max_positions={bound}")
+    start = experiment.specs.get(START, {})
+    bound, before = experiment.model.max_positions, length(start)
+    if bound is not None and before + experiment.data.seq_len > bound:
+        more = f" and {before} learned positions before it are" if before else " is"
+        raise UserError(f"data.seq_len={experiment.data.seq_len}{more} longer than model.max_positions={bound}")
+    if start and any(rows.segment_ids_BT.max(initial=0) > 1 for rows in prepared.splits.values()):
+        raise UserError(
+            "a learned start belongs to the first text of a row, and rows of these data hold several: set data.packed=false"
+        )
 
 
 def check_objective(experiment: Experiment, prepared, step: Step):
@@ -144,7 +151,7 @@ class _Loop:
         found = self.checkpoints.restore_latest(self.step.abstract, self.report.warn)
         if found is not None:
             self.done, state, record = found
-            frozen = frozen_weights(self.experiment, self.step, record.get("frozen"), self.report)
+            frozen = frozen_weights(self.experiment, self.workdir, self.step, record.get("frozen"), self.report)
             self.state = dataclasses.replace(state, frozen=frozen)
             self.batches.set_state(record["data"])
             self.tokens, self.clock.before = record["tokens"], record["seconds"]

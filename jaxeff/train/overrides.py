@@ -72,6 +72,17 @@ def replaced(experiment, changes: Iterable[tuple[str, Any]]):
     return _apply(experiment, root, type(experiment), "", experiment)
 
 
+def transforms(text: str) -> tuple[Transform, ...]:
+    """Those that a text names or calls: `LowRank(energy=0.9), Int8()`. Raises UserError for names and fields that are none."""
+    try:
+        return _parse_one(text, tuple[Transform, ...])
+    except _Mistyped as mistyped:
+        wanted, *names = mistyped.args
+        raise UserError(f"{text}: expected {wanted}" + (f"; {nearest(text, names)}" if names else "")) from None
+    except ValueError as error:
+        raise UserError(f"{text}: {error}") from None
+
+
 def _apply(old, change: _Change, kind, path: str, root, registry=None):
     if change.text is not None and registry is None and (cls := _named(change.text, kind)) is not None:
         value = _fresh(cls, change, path, root)

@@ -27,11 +27,12 @@ from jaxeff.train.weights import Weights
 
 
 class Step(NamedTuple):
-    """init(seed, lr, steps, base) -> state, base the plain model's weights, None for initial ones; step(state, batch) -> (state,
-    metrics), state donated. abstract: the state's shapes with their shardings, which is what a checkpoint is restored into. mesh:
-    where they live."""
+    """init(seed, lr, steps, base) -> state, base the plain model's weights, None for initial ones; begin(trained, frozen, seed, lr,
+    steps) -> state, from all weights as they are; step(state, batch) -> (state, metrics), state donated. abstract: the state's
+    shapes with their shardings, which is what a checkpoint is restored into. mesh: where they live."""
 
     init: Callable[..., State]
+    begin: Callable[..., State]
     step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
     abstract: State
     mesh: Any
@@ -94,11 +95,13 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
     ctx = Ctx(policy=policy, mesh=mesh if mesh.size > 1 else None)
     dtype = jnp.dtype(policy.param)
 
-    def fresh(plain, seed, lr, steps):
+    def begin(params, frozen, seed, lr, steps):
         scaled = policy.compute == "float16"
-        params, frozen = weights.lift(plain, jax.random.key(seed))
         kept = {"memory": weights.plan.memory(params), "seed": seed, "lr": lr, "steps": steps}
         return init_state(params, frozen, tx, ema=optim.ema is not None, scaled=scaled, **kept)
+
+    def fresh(plain, seed, lr, steps):
+        return begin(*weights.lift(plain, jax.random.key(seed)), seed, lr, steps)
 
     def gradients(params, frozen, scale, batch, key):
         """(loss, gradients, sums, new loss scale)."""
@@ -171,21 +174,25 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
         jax.ShapeDtypeStruct((), jnp.int32),
     )
     plain = model.specs()
-    shapes = jax.eval_shape(fresh, abstract(plain, dtype), *scalars)
+    shapes = jax.eval_shape(begin, *weights.split(abstract(specs, dtype)), *scalars)
     laid = state_shardings(shapes, specs, mesh)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, laid)
     replicated = NamedSharding(mesh, PartitionSpec())
     # A quantized weight has no room for the plain one's buffer: only then is it not given away.
     rest = jax.jit(fresh, out_shardings=laid, donate_argnums=() if weights.transforms else 0)
+    begun = jax.jit(begin, out_shardings=laid, donate_argnums=() if mesh.size > 1 else (0, 1))
 
     def initial(seed, lr, steps, base=None):
         if base is None:
             # Parameters apart from the rest: each declaration is compiled once for all models that share it.
             base = init(plain, jax.random.key(seed), dtype, shardings(plain, mesh))
+        if weights.transforms and jax.process_count() == 1:
+            return begun(*weights.lift(base, jax.random.key(seed)), seed, lr, steps)
         return rest(base, seed, lr, steps)
 
     return Step(
         init=initial,
+        begin=begun,
         step=jax.jit(
             step, in_shardings=(laid, batch_sharding(mesh)), out_shardings=(laid, replicated), donate_argnums=0
         ),

@@ -1,6 +1,7 @@
 """A trained model, read back from its workdir: for evaluation, generation, notebooks, and as the base of another run."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import make_mesh
 from jaxeff.core.tree import paths
 from jaxeff.models.lm import LM
-from jaxeff.train.checkpoint import Checkpoints, checksums
+from jaxeff.train.checkpoint import FROZEN, Checkpoints, checksums, read_frozen
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, compiled, start
 from jaxeff.train.workdir import check_corpus, read_run, stored_experiment
+from jaxeff.transforms.multi_lora import together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +29,10 @@ class Trained:
     weights: Any
 
 
-def load_trained(workdir, report: Silent | None = None) -> Trained:
+def load_trained(workdir, report: Silent | None = None, any_base: bool = False) -> Trained:
     """The newest readable checkpoint of `workdir`, on one device, whatever mesh trained it. Changes nothing there.
+
+    any_base: take frozen weights as they are now, even if the run was trained on others.
 
     Raises UserError when there is no run, no checkpoint, none that can be read, the corpus or the base is another one by now.
     """
@@ -36,10 +40,28 @@ def load_trained(workdir, report: Silent | None = None) -> Trained:
     experiment = stored_experiment(workdir)
     prepared = experiment.data.prepare(report=report.stage)
     check_corpus(read_run(workdir), prepared.fingerprint, workdir)
-    return Trained(experiment, prepared, *restored(experiment, workdir, make_mesh(), report))
+    return Trained(experiment, prepared, *restored(experiment, workdir, make_mesh(), report, any_base))
 
 
-def restored(experiment: Experiment, workdir, mesh, report: Silent) -> tuple[int, Any]:
+def load_adapters(workdirs: Sequence[str], report: Silent | None = None, any_base: bool = False) -> Trained:
+    """Runs that trained low-rank adapters on one base, as one whose weights have all of them: `transforms.multi_lora.choose` sets
+    which is for which example. Experiment, data and step are those of the first.
+
+    Raises UserError as `load_trained` does, and for runs of other models, data, bases or kinds of adapters.
+    """
+    runs = [load_trained(workdir, report, any_base) for workdir in workdirs]
+    for workdir, run in zip(workdirs[1:], runs[1:], strict=True):
+        check_same(workdirs[0], runs[0], workdir, run)
+    return dataclasses.replace(runs[0], weights=together([run.weights for run in runs]))
+
+
+def check_same(first: str, run: Trained, second: str, other: Trained) -> None:
+    """Raises UserError where two runs are of other models, or read text otherwise."""
+    if run.experiment.model != other.experiment.model or run.prepared.fingerprint != other.prepared.fingerprint:
+        raise UserError(f"{second} is of another model, corpus or tokenizer than {first}")
+
+
+def restored(experiment: Experiment, workdir, mesh, report: Silent, any_base: bool = False) -> tuple[int, Any]:
     """(step, all weights) of the newest readable checkpoint of a run."""
     step = compiled(experiment, mesh)
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -48,7 +70,7 @@ def restored(experiment: Experiment, workdir, mesh, report: Silent) -> tuple[int
     if found is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     number, (trained, record) = found
-    frozen = frozen_weights(experiment, step, record.get("frozen"), report)
+    frozen = frozen_weights(experiment, workdir, step, record.get("frozen"), report, any_base)
     return number, experiment.weights.whole(trained, frozen)
 
 
@@ -66,18 +88,30 @@ def initial(experiment: Experiment, step: Step, report: Silent) -> State:
     return start(experiment, step, plain)
 
 
-def frozen_weights(experiment: Experiment, step: Step, checksum: dict[str, int] | None, report: Silent) -> Any:
-    """The weights that a run does not train, made again from its seed or base.
+def frozen_weights(
+    experiment: Experiment,
+    workdir,
+    step: Step,
+    checksum: dict[str, int] | None,
+    report: Silent,
+    any_base: bool = False,
+) -> Any:
+    """The weights that a run does not train: those that its workdir keeps, or made again from its seed or base.
 
-    checksum: as the run wrote it. Raises UserError when they are others by now.
+    checksum: as the run wrote it. Raises UserError when they are others by now, unless any base will do.
     """
     if not jax.tree.leaves(step.abstract.frozen):
         return step.abstract.frozen
-    frozen = initial(experiment, step, report).frozen
-    if checksums(frozen) != checksum:
+    frozen, made_of = read_frozen(workdir, step.abstract.frozen), f"{workdir}/{FROZEN}"
+    if frozen is None:
+        frozen = initial(experiment, step, report).frozen
         made_of = "the seed" if experiment.base is None else f"base={experiment.base}"
+    found = checksums(frozen)
+    if found != checksum and not any_base:
+        hashes = " there, ".join(f"{sum((part or {}).values()) % 2**32:08x}" for part in (checksum, found))
         raise UserError(
-            f"the frozen weights made from {made_of} are not those that this run was trained on: their checksum differs"
+            f"the frozen weights made from {made_of} are not those that this run was trained on: checksum {hashes} now;"
+            " --any-base takes them all the same"
         )
     return frozen
 

@@ -28,7 +28,7 @@ class Weights:
     @functools.cached_property
     def plan(self) -> Plan:
         """The transforms as one, planned on the model's Specs."""
-        return chain(*self.transforms).plan(self.model.specs())
+        return chain(*self.transforms).plan(self.model.specs(), model=self.model)
 
     @property
     def specs(self) -> Any:

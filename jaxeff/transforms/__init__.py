@@ -18,6 +18,7 @@ from jaxeff.transforms.nf4 import NF4
 from jaxeff.transforms.plan import Plan, Transform, chain, specs_of
 from jaxeff.transforms.qlora import QLoRA
 from jaxeff.transforms.registry import TRANSFORMS
+from jaxeff.transforms.tuning import PrefixTuning, PromptTuning, StateTuning
 from jaxeff.transforms.vera import VeRA
 
 __all__ = [
@@ -33,7 +34,10 @@ __all__ = [
     "LowRank",
     "Mask",
     "Plan",
+    "PrefixTuning",
+    "PromptTuning",
     "QLoRA",
+    "StateTuning",
     "Transform",
     "VeRA",
     "chain",

@@ -84,26 +84,50 @@ class LowRank:
     method: what weighs the loss, "plain", "whitened" by covariance, "asvd" by activations or "fisher"; all but the first need
     evidence to lift, of the kind that `evidence` names, see `calibrate`.
 
-    Ranks by what the values hold come from `by_energy` and `by_budget`. `plan` raises UserError for a rule that matches nothing or
-    what is no matrix, and for a weight that any transform has made something of already.
+    energy, budget: in place of ranks, what `by_energy` or `by_budget` choose them by; only values tell which these are, so
+    `settled` comes before `plan`.
+
+    `plan` raises UserError for a rule that matches nothing or what is no matrix, and for a weight that any transform has made
+    something of already.
     """
 
     rules: ranks.Rules = ("blocks/.*/mlp/(up|gate|down)",)
     rank: int = 32
     method: Method = "plain"
     strict: bool = False
+    energy: float | None = None
+    budget: float | None = None
 
     def __post_init__(self):
         ranks.check_rules(self.rules, self.rank, "LowRank")
         lookup(NEEDS, self.method, "LowRank.method")
+        if self.energy is not None and self.budget is not None:
+            raise ValueError("LowRank takes energy or budget, not both")
+        for name in ("energy", "budget"):
+            _check_share(f"LowRank.{name}", getattr(self, name))
+            if getattr(self, name) is not None and not all(isinstance(rule, str) for rule in self.rules):
+                raise ValueError(f"LowRank.{name} chooses the ranks: rules are regexes alone, found {self.rules!r}")
 
     @property
     def evidence(self) -> tuple[str, ...]:
         """The statistics that lifting needs."""
         return NEEDS[self.method]
 
+    def settled(self, specs, params, evidence: Mapping[str, Evidence] | None = None) -> "LowRank":
+        """The same with ranks, chosen by the values where `energy` or `budget` is to."""
+        if self.energy is not None:
+            return by_energy(specs, params, self.rules, self.energy, self.method, evidence)
+        if self.budget is not None:
+            return by_budget(specs, params, self.rules, self.budget, self.method, evidence)
+        return self
+
     def plan(self, specs, evidence: Mapping[str, Evidence] | None = None) -> Plan:
         """See `transforms.plan.Plan`."""
+        if self.energy is not None or self.budget is not None:
+            raise UserError(
+                "LowRank(energy=...) and LowRank(budget=...) choose ranks by the values of weights:"
+                " jaxeff transform does it for a run, settled(specs, params) in Python"
+            )
         known, found = weights(specs), targets(specs, self.rules, "LowRank", "low rank", not_a_matrix, self.rank)
 
         def declared(path: str, rank: int) -> LowRankWeight:
@@ -170,8 +194,7 @@ def by_energy(
 
     Raises ValueError for a share not in (0, 1], UserError as `LowRank.plan` does.
     """
-    if not 0 < energy <= 1:
-        raise ValueError(f"energy must lie in (0, 1], found {energy}")
+    _check_share("energy", energy)
 
     def least(squares: np.ndarray) -> int:
         share = np.cumsum(squares) / max(squares.sum(), np.finfo(np.float64).tiny)
@@ -196,8 +219,7 @@ def by_budget(
 
     Raises ValueError for a share not in (0, 1] or too small for that, UserError as `LowRank.plan` does.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must lie in (0, 1], found {share}")
+    _check_share("share", share)
     spectra = _spectra(specs, params, rules, method, evidence)
     budget = share * sum(spec.size for _, spec in spectra.values())
     costs = {
@@ -217,6 +239,11 @@ def by_budget(
             break
         found[path], left = found[path] + 1, left - costs[path]
     return LowRank(tuple((_quoted(path), rank) for path, rank in found.items()), method=method)
+
+
+def _check_share(name: str, share: float | None) -> None:
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"{name} must lie in (0, 1], found {share}")
 
 
 def _spectra(specs, params, rules, method, evidence) -> dict[str, tuple[np.ndarray, Spec]]:

@@ -30,7 +30,8 @@ class Plan:
     """A transform of the weights that it was planned for.
 
     specs: matched Specs have become nodes of Specs; init, shardings and checkpoint targets go on working. lift(params, key): values
-    of the model before to values of the one after; their structure is that of `abstract(specs)`. merge(params): back to plain
+    of the model before to values of the one after; their structure is that of `abstract(specs)`; not to be jitted on a CPU where it
+    factorizes, weight by weight, what a program would do at once and may never end. merge(params): back to plain
     arrays. adapters(path): leaves that were added to be trained. frozen(path): leaves that cannot be. seeded(params, key): values
     whose random parts (an adapter's dropout) draw from `key`, for one training step. rate(path): how many times the learning rate
     the leaf has. penalty(params): float32, what is added to the loss, None for nothing. memory(trained): what the transform keeps
@@ -63,16 +64,18 @@ class Transform(Protocol):
     """A frozen dataclass of settings.
 
     One that lifts by what goes into the weights has a tuple `evidence` of the statistics it needs (see `calibrate`), and its `plan`
-    takes a second argument, path -> Evidence; without it the plan has all but `lift`.
+    takes a second argument, path -> Evidence; without it the plan has all but `lift`. One with `needs_model` is given the model.
     """
 
     def plan(self, specs) -> Plan:
         """Raises UserError for rules that match nothing, or weights that it cannot transform."""
 
 
-def planned(transform: Transform, specs, evidence: Mapping[str, Any] | None = None) -> Plan:
-    """`transform.plan(specs)`, with the evidence if it needs any."""
-    return transform.plan(specs, evidence) if getattr(transform, "evidence", ()) else transform.plan(specs)
+def planned(transform: Transform, specs, evidence: Mapping[str, Any] | None = None, model: Any = None) -> Plan:
+    """`transform.plan(specs)`, with the evidence and the model if it needs them."""
+    more = {"evidence": evidence} if getattr(transform, "evidence", ()) else {}
+    more |= {"model": model} if getattr(transform, "needs_model", False) else {}
+    return transform.plan(specs, **more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +92,16 @@ class chain:
         """The statistics that any of them needs."""
         return tuple(dict.fromkeys(name for t in self.transforms for name in getattr(t, "evidence", ())))
 
-    def plan(self, specs, evidence: Mapping[str, Any] | None = None) -> Plan:
+    @property
+    def needs_model(self) -> bool:
+        """Whether any of them needs the model."""
+        return any(getattr(t, "needs_model", False) for t in self.transforms)
+
+    def plan(self, specs, evidence: Mapping[str, Any] | None = None, model: Any = None) -> Plan:
         """The plan of the first, of the second on what the first makes of the Specs, and so on."""
         plans: list[Plan] = []
         for transform in self.transforms:
-            plans.append(planned(transform, plans[-1].specs if plans else specs, evidence))
+            plans.append(planned(transform, plans[-1].specs if plans else specs, evidence, model))
 
         def lift(params, key):
             for i, plan in enumerate(plans):
@@ -205,7 +213,8 @@ def rewriting(
     """
 
     def lift(params, key):
-        return map_weights(lambda path, w: fill(path, w, key) if path in nodes else w, params)
+        # One weight is done before the next begins: on a CPU, factorizations at the same time can wait for each other for ever.
+        return map_weights(lambda path, w: _done(fill(path, w, key)) if path in nodes else w, params)
 
     def merge(params):
         return map_weights(lambda path, w: dense(w, float_dtype(w)) if path in nodes and is_weight(w) else w, params)
@@ -213,6 +222,15 @@ def rewriting(
     if adapters is not None:
         more |= {"adapters": within(f"{path}/{name}" for path in nodes for name in adapters), "frozen": within(nodes)}
     return Plan(map_weights(lambda path, w: nodes.get(path, w), specs), lift, merge, **more)
+
+
+def _done(weight):
+    """The weight, its values there; of a traced one nothing is known yet."""
+    return (
+        weight
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weight))
+        else jax.block_until_ready(weight)
+    )
 
 
 def specs_of(params, n_in: int | Sequence[tuple[str, int]] = 1, n_stacked: int | Sequence[tuple[str, int]] = 0):

@@ -11,6 +11,7 @@ from jaxeff.transforms.low_rank import LowRank
 from jaxeff.transforms.mask import Mask
 from jaxeff.transforms.nf4 import NF4
 from jaxeff.transforms.qlora import QLoRA
+from jaxeff.transforms.tuning import PrefixTuning, PromptTuning, StateTuning
 from jaxeff.transforms.vera import VeRA
 
 TRANSFORMS = {
@@ -24,6 +25,9 @@ TRANSFORMS = {
     "low_rank": LowRank,
     "mask": Mask,
     "nf4": NF4,
+    "prefix_tuning": PrefixTuning,
+    "prompt_tuning": PromptTuning,
     "qlora": QLoRA,
+    "state_tuning": StateTuning,
     "vera": VeRA,
 }
