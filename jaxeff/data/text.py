@@ -22,6 +22,8 @@ class TextData:
     Args:
       source: where the documents come from.
       tokenizer: how text becomes ids; learnt from the training split alone.
+      tokenizer_source: the corpus whose training split the tokenizer is learnt from, None for `source`: a run that goes on from
+        another one has to read text as that one did.
       seq_len: T, tokens of a row.
       batch_size: rows of the global batch, over all processes.
       seed: of the order of the training rows.
@@ -42,6 +44,7 @@ class TextData:
     test_fraction: float = 0.05
     max_bytes: int | None = None
     packed: bool = True
+    tokenizer_source: PythonDocs | PythonCode | Text | Grammar | None = None
 
     def __post_init__(self):
         for name, least in (("seq_len", 2), ("batch_size", 1), ("seed", 0), ("max_bytes", 1)):
@@ -67,22 +70,16 @@ class TextData:
         begin = time.perf_counter()
         report, root = report or silent, cache_root(cache)
         fingerprint = corpus_fingerprint(self.source, self.valid_fraction, self.test_fraction, self.max_bytes)
-        corpus = prepare_corpus(
-            self.source,
-            root,
-            valid_fraction=self.valid_fraction,
-            test_fraction=self.test_fraction,
-            max_bytes=self.max_bytes,
-            report=report,
-            fingerprint=fingerprint,
-        )
-        tokenizer = self._tokenizer(corpus, root, report)
+        corpus = self._corpus(self.source, root, report, fingerprint)
+        learnt_from = corpus if self.tokenizer_source is None else self._corpus(self.tokenizer_source, root, report)
+        tokenizer = self._tokenizer(learnt_from, root, report)
         packed = prepare_rows(corpus, tokenizer, self.seq_len, root, report, self.packed)
         identity = digest(fingerprint, tokenizer.identity)
         statistics = {
             **{name: corpus.statistics[name] for name in ("source", "documents", "bytes")},
             "fingerprint": identity,
             "corpus_fingerprint": fingerprint,
+            "tokenizer": tokenizer.identity,
             "vocab_size": tokenizer.vocab_size,
             "seq_len": self.seq_len,
             **{
@@ -94,6 +91,17 @@ class TextData:
         statistics["seconds"] = time.perf_counter() - begin
         return Prepared(
             self, packed.splits, tokenizer.vocab_size, identity, statistics, tokenizer, tokenizer.token_bytes
+        )
+
+    def _corpus(self, source, root, report: Report, fingerprint: str | None = None):
+        return prepare_corpus(
+            source,
+            root,
+            valid_fraction=self.valid_fraction,
+            test_fraction=self.test_fraction,
+            max_bytes=self.max_bytes,
+            report=report,
+            fingerprint=fingerprint,
         )
 
     def _tokenizer(self, corpus, root, report: Report) -> Tokenizer:

@@ -28,10 +28,13 @@ class Variant:
     """One row of an ablation: the base with other values of some fields, each named as `--set` names it.
 
     Variant("muon", {"optim.name": "muon"})
+
+    lrs: a sweep of its own, where other rates than those of the ablation come into question.
     """
 
     name: str
     changes: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    lrs: tuple[float, ...] | None = None
 
     def __post_init__(self):
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
@@ -63,6 +66,9 @@ class Ablation:
     timed; timing_rounds: how many turns each model gets. environment: variables that the config
     file reads, as they stand before the command that reproduces a row.
 
+    bases: runs that variants start from, by names, which `{"base": "prose"}` refers to; each is trained once, before all else, as
+    it is. others: data by names, on whose test split final models are scored too.
+
     Raises UserError for no variants, two of one name, no seeds, no learning rates, and contexts longer than the model's positions.
     """
 
@@ -80,8 +86,13 @@ class Ablation:
     timing_rounds: int = 5
     description: str = ""
     environment: str = ""
+    bases: Mapping[str, Experiment] | tuple[tuple[str, Experiment], ...] = ()
+    others: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
+        for field in ("bases", "others"):
+            given = getattr(self, field)
+            object.__setattr__(self, field, tuple(given.items() if isinstance(given, Mapping) else given))
         for field in ("variants", "lrs", "seeds"):
             values = getattr(self, field)
             keys = [value.name if field == "variants" else value for value in values]
@@ -106,6 +117,11 @@ class Ablation:
     def names(self) -> tuple[str, ...]:
         """The variants' names, in order."""
         return tuple(variant.name for variant in self.variants)
+
+    def rates(self, name: str) -> tuple[float, ...]:
+        """The sweep of a variant."""
+        own = next(variant.lrs for variant in self.variants if variant.name == name)
+        return self.lrs if own is None else own
 
     def select(self, only: str | None) -> tuple[str, ...]:
         """All names, or the one asked for. Raises UserError with the nearest names when there is none such."""

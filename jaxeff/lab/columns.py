@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from jaxeff.lab.results import Decode, Results, Row
-from jaxeff.lab.statistics import Interval
+from jaxeff.lab.statistics import Interval, mean_interval
 
 NONE = "\u2013"
 MINUS = "\u2212"
@@ -49,6 +49,7 @@ def columns(results: Results) -> list[Column]:
             lambda row, base: interval_text(row.difference(base), sign=True),
             True,
         ),
+        *_others(results),
         Column(
             "best lr",
             "",
@@ -70,6 +71,15 @@ def columns(results: Results) -> list[Column]:
             lambda row, _: binary(row.memory_bytes),
         ),
     ]
+
+
+def _others(results: Results) -> list[Column]:
+    def at(name: str) -> Callable[[Row, Row | None], str]:
+        return lambda row, _: interval_text(mean_interval(row.others[name].values()))
+
+    names = dict.fromkeys(name for row in results.rows for name in row.others)
+    meaning = "the same models on the test split of other data, {}; mean over seeds with its 95 % interval"
+    return [Column(f"on {name}", results.score_words, meaning.format(name), at(name), True) for name in names]
 
 
 def better(results: Results) -> str:

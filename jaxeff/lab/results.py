@@ -24,10 +24,10 @@ class Decode:
 class Row:
     """One model: what it is, how good it is for each seed, and what it costs. Costs are None where the backend does not tell.
 
-    built: what differs from the other models. varied: the value of the field that sizes were matched by, None where it was left.
-    sweep: learning rate -> score on the validation split, None where training diverged. test: seed -> score on the test split.
-    curves: seed -> (steps, training loss). memory_bytes: what one training step needs beside the parameters, optimizer state
-    and batch.
+    built: what differs from the other models. n_parameters: those that train. varied: the value of the field that sizes were
+    matched by, None where it was left. sweep: learning rate -> score on the validation split, None where training diverged. test:
+    seed -> score on the test split; others: name -> seed -> the same on other data. curves: seed -> (steps, training loss).
+    memory_bytes: what one training step needs beside the parameters, optimizer state and batch.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Row:
     decode: tuple[Decode, ...] = ()
     memory_bytes: int | None = None
     reproduce: str = ""
+    others: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def score(self) -> Interval:
@@ -117,9 +118,11 @@ class Results:
 
 
 def _row(entry: dict[str, Any]) -> Row:
-    fields = {field.name: entry[field.name] for field in dataclasses.fields(Row)}
+    fields = {field.name: entry[field.name] for field in dataclasses.fields(Row) if field.name in entry}
     fields["sweep"] = {float(lr): value for lr, value in entry["sweep"].items()}
     fields["test"] = {int(seed): value for seed, value in entry["test"].items()}
     fields["curves"] = {int(seed): tuple(curve) for seed, curve in entry["curves"].items()}
+    others = fields.get("others", {})
+    fields["others"] = {name: {int(seed): value for seed, value in found.items()} for name, found in others.items()}
     fields["decode"] = tuple(Decode(**d) for d in entry["decode"])
     return Row(**fields)

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_text
-from jaxeff.core.spec import count
+from jaxeff.core.tree import paths
 from jaxeff.data import Prepared
 from jaxeff.data.cache import digest
 from jaxeff.lab import report as page
@@ -33,7 +33,8 @@ from jaxeff.train.optim import Optim
 from jaxeff.train.workdir import locked
 
 # Statistics of the data that say nothing about its content, or say it twice.
-OWN = ("fingerprint", "corpus_fingerprint", "seconds", "records")
+OWN = ("fingerprint", "corpus_fingerprint", "seconds", "records", "tokenizer")
+BASES = "bases"  # the folder of runs that others start from
 
 Train = Callable[[Part, Path, Prepared, Progress], dict[str, Any]]
 
@@ -47,26 +48,32 @@ class Job:
     units: Units
     progress: Progress = dataclasses.field(default_factory=Progress)
     train: Train = train
+    others: tuple[tuple[str, Prepared], ...] = ()
 
     def sweep(self, model: str) -> list[Part]:
         """The short runs; none when there is one rate only."""
-        a = self.ablation
-        return [self._part(model, f"lr-{lr}", lr, a.seeds[0], "validation") for lr in a.lrs if len(a.lrs) > 1]
+        seed, lrs = self.ablation.seeds[0], self.ablation.rates(model)
+        return [self._part(model, f"lr-{lr}", lr, seed, "validation") for lr in lrs if len(lrs) > 1]
 
     def finals(self, model: str, lr: float) -> list[Part]:
         """The runs whose numbers are reported."""
         return [self._part(model, f"seed-{seed}", lr, seed, "test") for seed in self.ablation.seeds]
 
     def _part(self, model: str, name: str, lr: float, seed: int, split: str) -> Part:
-        return Part(model, name, self.ablation.experiment(model, lr, seed, sweep=split == "validation"), split)
+        others = self.others if split == "test" else ()
+        return Part(model, name, self.ablation.experiment(model, lr, seed, sweep=split == "validation"), split, others)
+
+    def bases(self) -> list[Part]:
+        """The runs that others start from."""
+        return [Part(f"{BASES}/{name}", "run", e, "test") for name, e in self.ablation.bases]
 
     def best_lr(self, model: str) -> float | None:
         """The rate with the best validation score, the smaller of equal ones; None before the sweep is finished.
 
         Raises UserError when training diverged at every rate.
         """
-        if len(self.ablation.lrs) == 1:
-            return self.ablation.lrs[0]
+        if len(self.ablation.rates(model)) == 1:
+            return self.ablation.rates(model)[0]
         found = self.swept(model)
         if found is None:
             return None
@@ -81,14 +88,25 @@ class Job:
     def swept(self, model: str) -> dict[float, float | None] | None:
         """Rate -> validation score, None where training diverged; None before the sweep is finished."""
         parts = [self.get(part) for part in self.sweep(model)]
-        return None if None in parts else {lr: part["score"] for lr, part in zip(self.ablation.lrs, parts)}
+        return None if None in parts else {lr: part["score"] for lr, part in zip(self.ablation.rates(model), parts)}
 
     def get(self, part: Part) -> dict[str, Any] | None:
         """The result of a finished part."""
         return self.units.get(part.model, part.name, self._key(part))
 
     def _key(self, part: Part) -> str:
-        return digest(to_json(part.experiment), self.prepared[part.model].fingerprint, part.split)
+        base = [self._key(other) for other in self.bases() if other.model == f"{BASES}/{part.experiment.base}"]
+        others = [(name, prepared.fingerprint) for name, prepared in part.others]
+        more = [base, others] if base or others else []
+        return digest(to_json(part.experiment), self.prepared[part.model].fingerprint, part.split, *more)
+
+    def _placed(self, part: Part) -> Part:
+        """The part with the folder of its base in place of its name."""
+        name = part.experiment.base
+        if name not in dict(self.ablation.bases):
+            return part
+        folder = str(self.units.run_dir(f"{BASES}/{name}", "run"))
+        return dataclasses.replace(part, experiment=dataclasses.replace(part.experiment, base=folder))
 
     def ensure(self, part: Part) -> None:
         """Do the part unless it is finished."""
@@ -98,7 +116,7 @@ class Job:
         self.progress.begin(part)
         # The rows are the same at every seed, their order is not.
         prepared = self.prepared[part.model].reseeded(part.experiment.data.seed)
-        result = self.train(part, self.units.run_dir(part.model, part.name), prepared, self.progress)
+        result = self.train(self._placed(part), self.units.run_dir(part.model, part.name), prepared, self.progress)
         if part.split == "test" and result["score"] is None:
             raise UserError(
                 f"model {part.model!r}, {part.name}: training diverged at lr={part.experiment.optim.lr:g}, which the sweep chose"
@@ -111,7 +129,7 @@ class Job:
         return self.units.get(model, "cost", self._cost_key(model))
 
     def _cost_experiment(self, model: str) -> Experiment:
-        return self.ablation.experiment(model, self.ablation.lrs[0], self.ablation.seeds[0])
+        return self.ablation.experiment(model, self.ablation.rates(model)[0], self.ablation.seeds[0])
 
     def _cost_key(self, model: str) -> str:
         a = self.ablation
@@ -145,12 +163,15 @@ class Job:
         return Row(
             name=model,
             built=self.ablation.words(model),
-            n_parameters=count(built.specs),
+            n_parameters=sum(x.size for path, x in paths(built.specs).items() if built.weights.trains(path)),
             varied=varied,
             best_lr=lr,
             sweep=self.swept(model) or {},
             test={seed: part["score"] for seed, part in parts.items()},
             curves={seed: (part["steps"], part["losses"]) for seed, part in parts.items()},
+            others={
+                name: {seed: part["others"][name] for seed, part in parts.items()} for name, _ in self.ablation.others
+            },
             tokens_per_s=costs.get("tokens_per_s"),
             flops_per_token=costs.get("flops_per_token"),
             decode=tuple(Decode(**d) for d in costs.get("decode", ())),
@@ -160,20 +181,14 @@ class Job:
 
     def work(self, models: tuple[str, ...]) -> tuple[int, int, int, int]:
         """Number of runs, steps of all of them, models of which a run is missing, and models whose costs are."""
-        a = self.ablation
-        n_sweep = len(a.lrs) if len(a.lrs) > 1 else 0
-        steps = n_sweep * a.sweep_steps + len(a.seeds) * a.base.train.steps
+        known = {model: self.sweep(model) + self.finals(model, self.ablation.rates(model)[0]) for model in models}
+        parts = self.bases() + [part for found in known.values() for part in found]
         open_ = sum(self.row(model, "") is None for model in models)
-        return (
-            len(models) * (n_sweep + len(a.seeds)),
-            len(models) * steps,
-            open_,
-            sum(self.costs(m) is None for m in models),
-        )
+        return len(parts), sum(p.steps for p in parts), open_, sum(self.costs(m) is None for m in models)
 
     def seconds(self) -> float:
         """Time of all finished runs."""
-        parts = [part for model in self.ablation.names for part in self._all(model)]
+        parts = self.bases() + [part for model in self.ablation.names for part in self._all(model)]
         return math.fsum(found["seconds"] for part in parts if (found := self.get(part)))
 
     def _all(self, model: str) -> list[Part]:
@@ -199,9 +214,12 @@ def run(
     for name in ablation.names:
         ablation.matched(name)
     prepared = prepare(ablation, progress)
+    others = tuple((name, data.prepare(report=progress.stage)) for name, data in ablation.others)
     with locked(Path(workdir)):
-        job = Job(ablation, prepared, Units(workdir, identity(ablation, prepared)), progress, train)
+        job = Job(ablation, prepared, Units(workdir, identity(ablation, prepared)), progress, train, others)
         with progress.running(*job.work(models)):
+            for part in job.bases():
+                job.ensure(part)
             for model in models:
                 for part in job.sweep(model):
                     job.ensure(part)
@@ -220,8 +238,9 @@ def prepare(ablation: Ablation, progress: Progress) -> dict[str, Prepared]:
     """The data of each variant; equal data are prepared once. Raises UserError where a split that the protocol needs is lacking."""
     found: dict[Any, Prepared] = {}
     variants = {}
-    for name in ablation.names:
-        data = ablation.matched(name)[0].data
+    wanted = {name: ablation.matched(name)[0].data for name in ablation.names}
+    wanted |= {f"{BASES}/{name}": e.data for name, e in ablation.bases}
+    for name, data in wanted.items():
         if data not in found:
             found[data] = data.prepare(report=progress.stage)
         variants[name] = found[data]

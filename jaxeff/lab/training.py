@@ -22,12 +22,14 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One training run of an ablation, named like its file: `lr-0.003` of the sweep, or `seed-0`, whose test split is read."""
+    """One training run of an ablation, named like its file: `lr-0.003` of the sweep, or `seed-0`, whose test split is read, and
+    that of `others`."""
 
     model: str
     name: str
     experiment: Experiment
     split: str
+    others: tuple[tuple[str, Prepared], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -67,6 +69,7 @@ def train(part: Part, workdir: Path, prepared: Prepared, progress: Progress) -> 
     return {
         "score": None if diverged(result, score) else score,
         "validation": result.score,
+        "others": {name: _test(e, result, theirs, "test") for name, theirs in part.others},
         "steps": steps,
         "losses": losses,
         "tokens": result.lines[-1]["tokens"],

@@ -89,6 +89,7 @@ def fit(
         prepared = experiment.data.prepare(report=report.stage) if prepared is None else prepared
         check_model(experiment, prepared)
         check_objective(experiment, prepared, step)
+        check_reading(experiment, prepared)
         if run is not None:
             check_corpus(run, prepared.fingerprint, workdir)
         checkpoints = Checkpoints(workdir, experiment.objective.score, keep=experiment.train.keep)
@@ -117,6 +118,19 @@ def check_model(experiment: Experiment, prepared):
         raise UserError(
             "a learned start belongs to the first text of a row, and rows of these data hold several: set data.packed=false"
         )
+
+
+def check_reading(experiment: Experiment, prepared):
+    """Raises UserError when the run that this one starts from had another tokenizer."""
+    ours = prepared.statistics.get("tokenizer")
+    for field, workdir in (("base", experiment.base), ("train.init_from", experiment.train.init_from)):
+        run = None if workdir is None else read_run(workdir)
+        theirs = None if run is None else run["data"].get("tokenizer")
+        if ours and theirs and ours != theirs:
+            raise UserError(
+                f"{field}={workdir} read text by another tokenizer ({theirs[:12]} there, {ours[:12]} here): "
+                "data.tokenizer_source names the corpus that it was learnt from"
+            )
 
 
 def check_objective(experiment: Experiment, prepared, step: Step):
