@@ -31,6 +31,7 @@ def parser() -> Parser:
     train.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="change a field: train.steps=100"
     )
+    train.add_argument("--base", metavar="DIR", help="the run whose weights it starts from, as --set base=DIR")
     _workdir(train)
 
     evaluate = commands.add_parser("eval", help="loss, perplexity and bits per byte of a trained model")
@@ -130,7 +131,8 @@ def train(args: argparse.Namespace) -> None:
     from jaxeff.train.progress import shown
     from jaxeff.train.signals import on_signal
 
-    experiment = override(load(args.config), args.set)
+    base = [] if args.base is None else [f"base={args.base}"]
+    experiment = override(load(args.config), [*args.set, *base])
     with on_signal() as stop, shown() as report:
         result = fit(experiment, args.workdir, report=report, stop=stop)
     if result.stopped:

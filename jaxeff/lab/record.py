@@ -6,7 +6,7 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_text
 from jaxeff.lab.columns import columns
 from jaxeff.lab.finding import findings
-from jaxeff.lab.plots import loss_curves, quality_against_cost
+from jaxeff.lab.plots import loss_curves, quality_against_cost, quality_on_others
 from jaxeff.lab.results import Results
 
 PAGE = """# {name}
@@ -31,7 +31,7 @@ beyond.
 {findings}
 """
 
-PLOTS = {"loss": loss_curves, "cost": quality_against_cost}
+PLOTS = {"loss": loss_curves, "cost": quality_against_cost, "others": quality_on_others}
 
 
 def record(workdir: str | Path, folder: str | Path) -> Path:

@@ -7,7 +7,7 @@ from jaxeff.core.files import write_text
 from jaxeff.lab.columns import columns
 from jaxeff.lab.finding import findings
 from jaxeff.lab.method import method
-from jaxeff.lab.plots import decode_against_context, loss_curves, quality_against_cost
+from jaxeff.lab.plots import decode_against_context, loss_curves, quality_against_cost, quality_on_others
 from jaxeff.lab.results import Results
 
 CSS = """
@@ -55,6 +55,9 @@ Right: the same less the loss of the baseline at the same step and seed. Both sa
 COST = """
 The test score against three costs. Bars are intervals over seeds. Left is cheaper for FLOPs and state, right is faster for
 speed."""
+
+OTHERS = """
+The test score on other data against that on the models' own: what a model still knows, or has forgotten."""
 
 DECODE = """
 Decoding one sequence: time per token, time to the first token, and bytes kept between tokens, against the tokens before."""
@@ -137,7 +140,12 @@ def plots(results: Results) -> str:
         return "<p>Nothing is finished yet.</p>"
     drawn = {
         draw(results): text
-        for draw, text in ((loss_curves, LOSS), (quality_against_cost, COST), (decode_against_context, DECODE))
+        for draw, text in (
+            (loss_curves, LOSS),
+            (quality_against_cost, COST),
+            (quality_on_others, OTHERS),
+            (decode_against_context, DECODE),
+        )
     }
     return "\n".join(
         f"<figure>{svg}<figcaption>{_(text.strip())}</figcaption></figure>" for svg, text in drawn.items() if svg

@@ -16,7 +16,7 @@ from jaxeff.train.trained import load_adapters, load_trained
 from jaxeff.transforms import NF4, Int4, Int8, LoRA, LowRank, Mask
 from jaxeff.transforms.low_rank import by_energy
 from jaxeff.transforms.multi_lora import choose
-from tests.train.tiny import experiment, same, without
+from tests.train.tiny import CONFIG, experiment, same, without
 
 MLP = ("blocks/.*/mlp/(up|gate|down)",)
 ADAPTERS = (LoRA((("blocks/.*/mixer/(q|v)", 2),)),)
@@ -145,6 +145,12 @@ def test_what_cannot_be_done_is_said_first(base, words, message, tmp_path, capsy
     assert main([*words, "--workdir", base, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_may_be_named_beside_the_config(tmp_path, capsys):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    assert main(["train", str(tmp_path / "tiny.py"), "--base", "nowhere", "--workdir", str(tmp_path / "run")]) == 2
+    assert "base=nowhere: nowhere holds no training run" in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused(base):

@@ -1,5 +1,6 @@
-"""Plans over other people's trees: plain dicts, a Linen module's variables, an NNX module's state."""
+"""Plans over other people's trees: plain dicts, a Linen module's variables, an NNX module's state, an Equinox module's arrays."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,3 +84,26 @@ def test_an_nnx_module():
         params = nnx.to_pure_dict(state)
         before, after, _ = adapted(params, ("(up|down)/kernel",), lambda p: nnx.merge(graph, p)(X))
     assert after < before - 1e-3
+
+
+def test_an_equinox_module():
+    class MLP(eqx.Module):
+        up: eqx.nn.Linear
+        down: eqx.nn.Linear
+
+        def __init__(self, key):
+            keys = jax.random.split(key)
+            self.up, self.down = eqx.nn.Linear(16, 32, key=keys[0]), eqx.nn.Linear(32, 16, key=keys[1])
+
+        def __call__(self, x):
+            return self.down(jax.nn.relu(self.up(x)))
+
+    arrays, static = eqx.partition(MLP(KEY), eqx.is_array)
+
+    def apply(arrays):
+        return jax.vmap(jax.vmap(eqx.combine(arrays, static)))(X)
+
+    before, after, trained = adapted(arrays, ("(up|down)/weight",), apply)
+    assert after < before - 1e-3
+    assert isinstance(trained, MLP) and trained.up.weight.base.codes.dtype == jnp.uint8
+    assert trained.down.bias.shape == (16,)
