@@ -23,9 +23,7 @@ TOKENIZER = SentencePiece(vocab_size=VOCABULARY)
 PROSE = TextData(PythonDocs(), TOKENIZER, seq_len=256, batch_size=8)
 # A text a row, as a learned start belongs to one text.
 OLD = TextData(PythonDocs(), TOKENIZER, seq_len=256, batch_size=8, packed=False)
-NEW = TextData(
-    PythonCode(), TOKENIZER, seq_len=256, batch_size=4, max_bytes=1_000_000, packed=False, tokenizer_source=PythonDocs()
-)
+NEW = TextData(PythonCode(), PROSE, seq_len=256, batch_size=4, max_bytes=1_000_000, packed=False)
 
 MATRICES = ("blocks/.*/(mixer/(q|k|v|x|z|o)|mlp/(up|gate|down))",)
 FEW, MORE, MOST = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1)

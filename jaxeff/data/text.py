@@ -21,9 +21,8 @@ class TextData:
 
     Args:
       source: where the documents come from.
-      tokenizer: how text becomes ids; learnt from the training split alone.
-      tokenizer_source: the corpus whose training split the tokenizer is learnt from, None for `source`: a run that goes on from
-        another one has to read text as that one did.
+      tokenizer: how text becomes ids; learnt from the training split alone. Or other data, whose tokenizer is taken: a run that
+        goes on from another one has to read text as that one did.
       seq_len: T, tokens of a row.
       batch_size: rows of the global batch, over all processes.
       seed: of the order of the training rows.
@@ -36,7 +35,7 @@ class TextData:
     """
 
     source: PythonDocs | PythonCode | Text | Grammar = PythonDocs()
-    tokenizer: SentencePiece | Bytes = SentencePiece()
+    tokenizer: "SentencePiece | Bytes | TextData" = SentencePiece()
     seq_len: int = 256
     batch_size: int = 8
     seed: int = 0
@@ -44,7 +43,6 @@ class TextData:
     test_fraction: float = 0.05
     max_bytes: int | None = None
     packed: bool = True
-    tokenizer_source: PythonDocs | PythonCode | Text | Grammar | None = None
 
     def __post_init__(self):
         for name, least in (("seq_len", 2), ("batch_size", 1), ("seed", 0), ("max_bytes", 1)):
@@ -70,9 +68,8 @@ class TextData:
         begin = time.perf_counter()
         report, root = report or silent, cache_root(cache)
         fingerprint = corpus_fingerprint(self.source, self.valid_fraction, self.test_fraction, self.max_bytes)
-        corpus = self._corpus(self.source, root, report, fingerprint)
-        learnt_from = corpus if self.tokenizer_source is None else self._corpus(self.tokenizer_source, root, report)
-        tokenizer = self._tokenizer(learnt_from, root, report)
+        corpus = self._corpus(root, report, fingerprint)
+        tokenizer = self._tokenizer(corpus, root, report)
         packed = prepare_rows(corpus, tokenizer, self.seq_len, root, report, self.packed)
         identity = digest(fingerprint, tokenizer.identity)
         statistics = {
@@ -93,9 +90,9 @@ class TextData:
             self, packed.splits, tokenizer.vocab_size, identity, statistics, tokenizer, tokenizer.token_bytes
         )
 
-    def _corpus(self, source, root, report: Report, fingerprint: str | None = None):
+    def _corpus(self, root, report: Report, fingerprint: str | None = None):
         return prepare_corpus(
-            source,
+            self.source,
             root,
             valid_fraction=self.valid_fraction,
             test_fraction=self.test_fraction,
@@ -105,6 +102,8 @@ class TextData:
         )
 
     def _tokenizer(self, corpus, root, report: Report) -> Tokenizer:
+        if isinstance(self.tokenizer, TextData):
+            return self.tokenizer._tokenizer(self.tokenizer._corpus(root, report), root, report)
         recipe = [type(self.tokenizer).__name__, asdict(self.tokenizer)]
         name = digest("tokenizer", corpus.fingerprint, recipe)
 

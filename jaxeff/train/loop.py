@@ -129,7 +129,7 @@ def check_reading(experiment: Experiment, prepared):
         if ours and theirs and ours != theirs:
             raise UserError(
                 f"{field}={workdir} read text by another tokenizer ({theirs[:12]} there, {ours[:12]} here): "
-                "data.tokenizer_source names the corpus that it was learnt from"
+                "data.tokenizer may be the data that it was learnt from"
             )
 
 
