@@ -1,7 +1,8 @@
 """The training step with adapters against that of all weights, and LoRA against peft's, in turns. T time, B batch, D model.
 
-All of them train the same Llama-like model on a batch of random tokens: forward, backward, clipping by global norm, AdamW. A method
-is what an Experiment has beside the model; another row of the table is another entry of METHODS.
+All of them train the same Llama-like model on a batch of random tokens: forward, backward, clipping by global norm, AdamW; but
+lomo and adalomo, which update all weights within the backward pass, without clipping. A method is what an Experiment has beside
+the model; another row of the table is another entry of METHODS.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from jaxeff.evaluate.flops import memory
 from jaxeff.evaluate.timing import alternate, seconds, summary
 from jaxeff.lab.measure import Training
 from jaxeff.train.experiment import Experiment, Train
+from jaxeff.train.optim import Optim
 from jaxeff.transforms import DoRA, LoRA, QLoRA
 from jaxeff.transforms.few_bits import PackedWeight
 from jaxeff.transforms.node import nodes_of
@@ -39,6 +41,8 @@ FULL, PEFT = "full", "lora of peft"
 # name -> fields of the Experiment, of a rank
 METHODS: dict[str, Callable[[int], dict[str, Any]]] = {
     FULL: lambda rank: {},
+    "lomo": lambda rank: dict(optim=Optim("lomo", clip=None)),
+    "adalomo": lambda rank: dict(optim=Optim("adalomo", clip=None)),
     "norms": lambda rank: dict(trainable=(".*norm/scale",)),
     "lora": lambda rank: dict(transforms=(LoRA(RULES, rank),)),
     "dora": lambda rank: dict(transforms=(DoRA(RULES, rank),)),

@@ -72,13 +72,15 @@ class Ctx:
     positions: int32 [B, T] or None, which counts from 0, or goes on from the state. segment_ids: int32 [B, T], 0 for padding,
     or None for one segment that goes on from the state. shared: values that cross layers, by name. key: of this layer's random
     numbers, None for none (no dropout). policy, mesh, rules (see `core.sharding`): static. taps: rules for the paths of blocks
-    whose outputs the stack is to return.
+    whose outputs the stack is to return. descent: a `models.descent.Descent` for a training step that updates the weights of
+    repeated blocks within its backward pass, None to find gradients.
     """
 
     positions: jax.Array | None = None
     segment_ids: jax.Array | None = None
     shared: Shared = dataclasses.field(default_factory=Shared)
     key: jax.Array | None = None
+    descent: Any = None
     policy: Policy = dataclasses.field(default=POLICIES["float32"], metadata={"static": True})
     mesh: Any = dataclasses.field(default=None, metadata={"static": True})
     rules: Rules = dataclasses.field(default=RULES, metadata={"static": True})

@@ -22,6 +22,7 @@ from jaxeff.core.tree import match
 from jaxeff.mixers.base import Ctx, Out
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.models.block import Block, as_block
+from jaxeff.models.descent import descend
 
 REMAT = {
     "none": None,
@@ -120,6 +121,11 @@ class Stack:
         """Number of blocks that an input passes, repeats counted."""
         return sum(place.repeats for place in self)
 
+    @property
+    def looped(self) -> tuple[str, ...]:
+        """The numbers of the blocks that a loop over repeats applies: those whose weights a `Descent` updates."""
+        return tuple(str(p.i) for p in self if self.scan and p.repeats > 1 and p.tied is None)
+
     def specs(self):
         """`blocks/<i>/...` with a leading layer axis and, where there are tied blocks, `tied/<name>/...` without."""
         blocks, tied, total = {}, {}, self.n_layers
@@ -161,12 +167,12 @@ class Stack:
         repeat_R = None if ctx.key is None else jnp.arange(repeats)
         scanned = self.scan and repeats > 1
 
-        def body(x_BTD, layer):
-            layer_params, state, repeat = layer
+        def body(outer, x_BTD, layer):
+            (ctx, tied), (layer_params, state, repeat) = outer, layer
             new, shared, aux = {}, {}, {}
             for p in places:
                 name, path = str(p.i), f"blocks/{p.i}"
-                own = layer_params[name] if p.tied is None else params["tied"][p.tied]
+                own = layer_params[name] if p.tied is None else tied[p.tied]
                 here = ctx.sharing(shared)
                 here = here if repeat is None else here.fold(p.depth + p.step * repeat)
                 out = p.block.apply(own, x_BTD, None if state is None else state[name], ctx=here)
@@ -176,6 +182,10 @@ class Stack:
                 aux |= {f"{path}/output": x_BTD} if path in taps else {}
             return x_BTD, (None if state is None else new, shared if repeats == 1 else {}, aux)
 
+        outer = dataclasses.replace(ctx, descent=None), params.get("tied")
+        if scanned and ctx.descent is not None:
+            return _descended(body, ctx.descent, outer, x_BTD, layers, repeats)
+        body = functools.partial(body, outer)
         if self.remat != "none":
             # Under a scan the compiler cannot merge the recomputation with the forward pass anyway.
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not scanned)
@@ -188,6 +198,17 @@ class Stack:
             found.append((state, aux))
         states, aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
         return Out(x_BTD, states, shared, aux)
+
+
+def _descended(body, descent, outer, x_BTD, layers, repeats: int) -> Out:
+    """One stage whose weights are updated within the backward pass."""
+
+    def one(outer, x_BTD, layer, i):
+        x_BTD, (_, _, aux) = body(outer, x_BTD, (layer, None, i))
+        return x_BTD, aux
+
+    x_BTD, aux = descend(one, descent, outer, x_BTD, layers, repeats)
+    return Out(x_BTD, None, {}, aux)
 
 
 def losses(aux: dict[str, Any]) -> jax.Array:

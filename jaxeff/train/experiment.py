@@ -9,6 +9,7 @@ from jaxeff.core.sharding import make_mesh
 from jaxeff.data import Data, TextData
 from jaxeff.models.lm import LM
 from jaxeff.objectives import Causal, Objective
+from jaxeff.train import lomo
 from jaxeff.train.optim import Optim
 from jaxeff.train.weights import Weights
 from jaxeff.transforms.plan import Transform
@@ -93,6 +94,7 @@ class Experiment:
 
     def __post_init__(self):
         lookup(POLICIES, self.precision, "precision")
+        lomo.check(self)
         self.weights.trains("")
         if self.train.init_from is not None and (self.transforms or self.trainable is not None):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, all from optax, around two rules of our own.
+"""Optimizers and learning-rate schedules by name, all from optax, around rules of our own.
 
 An update is clip -> direction of the named optimizer -> + decay * weight, masked -> * -learning rate. The learning rate is a
 runtime value: runs that differ in it share one compiled step. So is the number of steps, because schedules are functions of
@@ -7,7 +7,7 @@ the *fraction* of the run that is done.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from optax.contrib import MuonDimensionNumbers, muon, scale_by_ademamix, scale_b
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec
 from jaxeff.train.galore import scale_by_galore
+from jaxeff.train.lomo import RULES, Within, scale_by_rule, within
 
 ScheduleKind = Literal["cosine", "wsd", "linear", "constant"]
 
@@ -145,6 +146,10 @@ OPTIMIZERS: dict[str, Named] = {
     "galore": Named(
         lambda s, specs: scale_by_galore(specs, s.rank, s.b1, s.b2, s.eps), Settings(0.9, 0.999, 1e-8, 0.0)
     ),
+    "lomo": Named(lambda s, specs: scale_by_rule(RULES["lomo"](s.b2, s.eps), specs), Settings(0.0, 0.0, 0.0, 0.0)),
+    "adalomo": Named(
+        lambda s, specs: scale_by_rule(RULES["adalomo"](s.b2, s.eps), specs), Settings(0.0, 0.8, 1e-3, 0.0)
+    ),
     "rmsprop": Named(lambda s, _: optax.scale_by_rms(s.b2, s.eps), Settings(0.0, 0.9, 1e-8, 0.0)),
     "sgd": Named(lambda s, _: optax.trace(s.b1, nesterov=True), Settings(0.9, 0.0, 0.0, 0.0)),
     "signum": Named(lambda s, _: optax.scale_by_lion(s.b1, s.b1), Settings(0.9, 0.0, 0.0, 0.0)),
@@ -173,6 +178,16 @@ def optimizer(optim: Optim, specs) -> optax.GradientTransformation:
             return tx.update(grads, state, params)
 
     return optax.GradientTransformation(tx.init, update)
+
+
+def in_backward(optim: Optim, specs, looped: Sequence[str]) -> Within | None:
+    """The optimizer as a part of the backward pass, of the blocks numbered `looped`; None for one that comes after it."""
+    if optim.name not in RULES:
+        return None
+    s = settings(optim)
+    return within(
+        RULES[optim.name](s.b2, s.eps), specs, looped, lambda spec: s.weight_decay if _is_matrix(spec) else 0.0
+    )
 
 
 @contextlib.contextmanager

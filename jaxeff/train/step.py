@@ -21,7 +21,7 @@ from jaxeff.core.spec import abstract, init
 from jaxeff.core.tree import map_with_path
 from jaxeff.mixers.base import Ctx
 from jaxeff.train.experiment import Experiment
-from jaxeff.train.optim import Optim, optimizer, schedule
+from jaxeff.train.optim import Optim, in_backward, optimizer, schedule
 from jaxeff.train.state import State, init_state, state_shardings
 from jaxeff.train.weights import Weights
 
@@ -89,9 +89,11 @@ def put(batch, mesh):
 @functools.lru_cache(maxsize=32)
 def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, policy, mesh) -> Step:
     model, specs = weights.model, weights.specs
-    tx, share = optimizer(optim, weights.split(specs)[0]), schedule(optim)
+    trained, share = weights.split(specs)[0], schedule(optim)
+    within = in_backward(optim, trained, model.stack.looped)
+    tx = within or optimizer(optim, trained)
     penalty = weights.plan.penalty
-    rates = map_with_path(lambda path, _: weights.plan.rate(path), weights.split(specs)[0])
+    rates = map_with_path(lambda path, _: weights.plan.rate(path), trained)
     ctx = Ctx(policy=policy, mesh=mesh if mesh.size > 1 else None)
     dtype = jnp.dtype(policy.param)
 
@@ -137,11 +139,11 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
         total = jnp.maximum(sums["loss"].weight, 1.0)
         return loss / total, jax.tree.map(lambda g: g / total.astype(g.dtype), grads), sums, scale
 
-    def step(state: State, batch):
+    def descended(state: State, batch, lr):
+        """(loss, norm of the gradients, sums, new loss scale, whether all is finite, what has changed)."""
         compute = gradients if accumulate == 1 else accumulated
         loss, grads, sums, scale = compute(state.params, state.frozen, state.scale, batch, state.key)
         grad_norm = optax.tree.norm(grads).astype(jnp.float32)
-        lr = state.lr * share(state.step + 1, state.steps)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = jax.tree.map(
             lambda p, u, r: p - (r * lr).astype(p.dtype) * u.astype(p.dtype), state.params, updates, rates
@@ -150,7 +152,23 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
         # A step with a non-finite loss or gradient changes nothing but the counters.
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new, old = (params, opt, memory), (state.params, state.opt, state.memory)
-        params, opt, memory = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, old)
+        new = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, old)
+        return loss, grad_norm, sums, scale, ok, new
+
+    def descended_within(state: State, batch, lr):
+        """`descended` by an optimizer that is a part of the backward pass."""
+
+        def f(params, descent):
+            sums = objective.sums(model, params, batch, dataclasses.replace(ctx, key=state.key, descent=descent))
+            return objective.loss(sums), sums
+
+        loss, sums, params, opt, grad_norm, ok = within.update(f, state.params, state.opt, lr)
+        return loss, grad_norm, sums, None, ok, (params, opt, state.memory)
+
+    def step(state: State, batch):
+        lr = state.lr * share(state.step + 1, state.steps)
+        descend = descended if within is None else descended_within
+        loss, grad_norm, sums, scale, ok, (params, opt, memory) = descend(state, batch, lr)
         average = None if state.ema is None else _average(optim.ema, state, params, ok)
         failed = (~ok).astype(jnp.int32)
         new = dataclasses.replace(
