@@ -67,6 +67,10 @@ def transform(
     run, whole = load_trained(workdir, report), chain(*transforms)
     before = run.experiment
     check_free(out)
+    # What does not fit is said before anything is computed.
+    chain(*(one.at_any_rank() if hasattr(one, "settled") else one for one in transforms)).plan(
+        before.specs, model=before.model
+    )
     evidence = _evidence(run, whole, calibrate, report)
     report.stage("transforming", 0, 1)
     specs, params, chosen = before.specs, run.weights, []

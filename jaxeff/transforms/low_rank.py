@@ -6,7 +6,10 @@ Of all pairs of rank R it has the least |S (W - A B)|. S = 1 is the plain one. W
 least E|x W - x A B|^2 (Wang et al. 2024, "SVD-LLM"); with a diagonal S it weighs the inputs, by sqrt(E|x|) (Yuan et al. 2023,
 "ASVD", alpha 1/2) or by the root of the summed Fisher information of their weights (Hsu et al. 2022, "FWSVD").
 
-The factors train where W did. In a stack all weights have one rank.
+The factors train where W did. In a stack all weights have one rank. Trained from the beginning, factors start as those of initial
+values, the spectral initialisation, and what decays is their product, not each of them (Khodak et al. 2021):
+
+    loss + decay / 2 sum |A B|^2        |A B|^2 = tr(A^T A B B^T), without forming A B
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ import numpy as np
 
 from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.spec import Spec
-from jaxeff.core.weight import Weight, terms
+from jaxeff.core.weight import Weight, dense, terms
 from jaxeff.transforms import rank as ranks
 from jaxeff.transforms.calibrate import Evidence, needed
 from jaxeff.transforms.node import Node, matrix
@@ -64,6 +67,14 @@ class LowRankWeight(Node):
         """A B."""
         return whole(self.a, self.b, self.n_in, dtype)
 
+    def squared_norm(self) -> jax.Array:
+        """|A B|^2, summed over a stack, float32."""
+        a, b = (dense(x, jnp.float32) for x in (self.a, self.b))
+        a = a.reshape(*a.shape[: self.n_stacked], -1, a.shape[-1])
+        b = b.reshape(*a.shape[:-2], a.shape[-1], -1)
+        turned = lambda x: jnp.swapaxes(x, -1, -2)
+        return jnp.sum((turned(a) @ a) * turned(b @ turned(b)))
+
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """x A B, or its transpose's."""
         t = terms(eqn, self.n_stacked, self.n_in)
@@ -84,6 +95,8 @@ class LowRank:
     method: what weighs the loss, "plain", "whitened" by covariance, "asvd" by activations or "fisher"; all but the first need
     evidence to lift, of the kind that `evidence` names, see `calibrate`.
 
+    decay: of the squared norm of the product, in the loss; with it, optim.weight_decay should leave the factors alone.
+
     energy, budget: in place of ranks, what `by_energy` or `by_budget` choose them by; only values tell which these are, so
     `settled` comes before `plan`.
 
@@ -95,12 +108,15 @@ class LowRank:
     rank: int = 32
     method: Method = "plain"
     strict: bool = False
+    decay: float = 0.0
     energy: float | None = None
     budget: float | None = None
 
     def __post_init__(self):
         ranks.check_rules(self.rules, self.rank, "LowRank")
         lookup(NEEDS, self.method, "LowRank.method")
+        if self.decay < 0:
+            raise ValueError(f"LowRank.decay must be at least 0, found {self.decay}")
         if self.energy is not None and self.budget is not None:
             raise ValueError("LowRank takes energy or budget, not both")
         for name in ("energy", "budget"):
@@ -115,11 +131,15 @@ class LowRank:
 
     def settled(self, specs, params, evidence: Mapping[str, Evidence] | None = None) -> "LowRank":
         """The same with ranks, chosen by the values where `energy` or `budget` is to."""
-        if self.energy is not None:
-            return by_energy(specs, params, self.rules, self.energy, self.method, evidence)
-        if self.budget is not None:
-            return by_budget(specs, params, self.rules, self.budget, self.method, evidence)
-        return self
+        if self.energy is None and self.budget is None:
+            return self
+        choose, share = (by_budget, self.budget) if self.energy is None else (by_energy, self.energy)
+        found = choose(specs, params, self.rules, share, self.method, evidence)
+        return dataclasses.replace(found, decay=self.decay)
+
+    def at_any_rank(self) -> "LowRank":
+        """The same before its ranks are known, to see whether it fits."""
+        return dataclasses.replace(self, energy=None, budget=None)
 
     def plan(self, specs, evidence: Mapping[str, Evidence] | None = None) -> Plan:
         """See `transforms.plan.Plan`."""
@@ -151,7 +171,11 @@ class LowRank:
                 a.reshape(node.a.shape).astype(w.dtype), b.reshape(node.b.shape).astype(w.dtype), spec.n_in
             )
 
-        return rewriting(specs, nodes, fill)
+        def penalty(params) -> jax.Array:
+            known = weights(params)
+            return 0.5 * self.decay * sum(known[path].squared_norm() for path in nodes)
+
+        return rewriting(specs, nodes, fill, penalty=penalty if self.decay else None)
 
 
 def weighing(
