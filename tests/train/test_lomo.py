@@ -14,6 +14,7 @@ from jaxeff.core.tree import paths
 from jaxeff.evaluate.flops import memory
 from jaxeff.mixers import GQA, MLP, Ctx
 from jaxeff.models import LM, Block, Stage, Tied
+from jaxeff.models.descent import Descent, descend
 from jaxeff.train.checkpoint import Checkpoints
 from jaxeff.train.loop import fit
 from jaxeff.train.optim import schedule
@@ -210,6 +211,28 @@ def test_nonfinite_loss_changes_nothing_but_the_counters(name):
         assert same((state.params, state.opt, state.ema), kept)
     state, out = step.step(state, put(batches(e, 1)[0], step.mesh))
     assert (int(out["skipped"]), int(out["bad"])) == (2, 0) and not same(state.params, kept[0])
+
+
+def test_nothing_before_a_layer_with_nonfinite_gradients_is_changed():
+    """Of three layers the middle one's gradient is NaN, although the loss is finite."""
+
+    def body(outer, x_BTD, layer, i):
+        return x_BTD + outer * (layer["0"] + 0.0 * jnp.sqrt(layer["0"])), {}
+
+    def rule(layers, grads, kept, told):
+        return jax.tree.map(lambda w, g: w - told * g, layers, grads), jax.tree.map(lambda n: n + 1, kept)
+
+    def loss(w, x_BTD, descent):
+        return jnp.sum(descend(body, descent, jnp.float32(2), x_BTD, {"0": w}, 3)[0])
+
+    descent = Descent({"0": jnp.zeros(3)}, jnp.float32(0.5), jnp.float32(0), rule)
+    x_BTD = jnp.ones((1, 1, 1))
+    for w, new, n in (([4.0, 0, 1], [4.0, 0, 0], [0, 0, 1]), ([4.0, 2, 1], [3.0, 1, 0], [1, 1, 1])):
+        found, dx_BTD, given = jax.grad(loss, (0, 1, 2))(jnp.array(w), x_BTD, descent)
+        np.testing.assert_array_equal(found, new)
+        np.testing.assert_array_equal(given.kept["0"], n)
+        assert np.isfinite(given.squares) == np.all(np.isfinite(dx_BTD)) == (w[1] > 0)
+    assert float(given.squares) == 12
 
 
 def test_mesh_does_not_change_the_losses():
