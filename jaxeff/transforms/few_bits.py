@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import matmul
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import Spec
 from jaxeff.transforms.node import STAGES, Node, innermost, nodes_of
@@ -112,6 +113,11 @@ class PackedWeight(Node):
     def spec(self) -> Spec:
         """That of the plain weight."""
         return self.plain
+
+    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
+        """The product with the dense weight, which is held in x's dtype: without the barrier a TPU's compiler casts at each product
+        and holds the float32 numbers before the cast, twice the memory."""
+        return matmul.einsum(eqn, x, jax.lax.optimization_barrier(self.dense(x.dtype)))
 
     @property
     def unpacked(self) -> jax.Array:
