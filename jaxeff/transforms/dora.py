@@ -7,6 +7,7 @@ inputs of W and A contracted first, so that neither A B nor a dense quantized W 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +53,29 @@ class DoRAWeight(Node):
         if lora.n_stacked or not (t.forward or t.backward):
             return super().einsum(eqn, x)
         if t.backward:
-            return einsum(eqn, scaled(x, t.x, t.outputs, self.factor), lora)
-        return scaled(einsum(eqn, x, lora), t.result, t.outputs, self.factor)
+            return einsum(eqn, grown(x, t.x, t.outputs, self.factor), lora)
+        return grown(einsum(eqn, x, lora), t.result, t.outputs, self.factor)
 
     def take(self, ids: jax.Array, dtype) -> jax.Array:
         """Rows of the adapted weight, scaled."""
         rows = take(self.lora, ids, jnp.float32)
         return (rows * self.factor.reshape(*(1,) * ids.ndim, *self.factor.shape)).astype(dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def grown(x: jax.Array, letters: str, along: str, factor: jax.Array) -> jax.Array:
+    """`scaled(x, letters, along, factor)`, with the factor's gradient from the result, x f (df / f), which layers keep anyway,
+    and not from x, which would be kept for it alone. A factor of exactly 0 has gradient 0."""
+    return scaled(x, letters, along, factor)
+
+
+@grown.defjvp
+def _grown_jvp(letters, along, primals, tangents):
+    (x, factor), (dx, dfactor) = primals, tangents
+    y = grown(x, letters, along, factor)
+    rounded = factor.astype(x.dtype).astype(factor.dtype)
+    share = dfactor / jnp.where(rounded == 0, 1.0, rounded)
+    return y, scaled(dx, letters, along, factor) + scaled(y, letters, along, share)
 
 
 def _growth(lora: LoRAWeight, norm: jax.Array) -> jax.Array:

@@ -76,6 +76,25 @@ def test_doras_norm_is_a_constant_of_the_gradient():
     assert relative_rms(jax.grad(free)(node.lora.b), jax.grad(fixed)(node.lora.b)) > 1e-2
 
 
+@pytest.mark.parametrize("eqn", ["bi,ihc->bhc", "bhc,ihc->bi"])
+def test_doras_magnitude_has_the_gradient_of_its_equation(eqn):
+    w, x = noise(6, 5, 3), noise(7, *((6,) if eqn.startswith("bi") else (5, 3)), seed=1)
+    node = moved(lifted(DoRA((("w", 2),)), w))
+
+    def loss(product):
+        return lambda m: jnp.sum(jnp.sin(product(dataclasses.replace(node, magnitude=m))))
+
+    ours = loss(lambda node: einsum(eqn, x, node))
+    expected = loss(lambda node: jnp.einsum(eqn, x, dense(node, jnp.float32)))
+    m, dm = node.magnitude, noise(5, 3, seed=4)
+    assert_close(jax.grad(ours)(m), jax.grad(expected)(m), 1e-5)
+    assert_close(jax.jvp(ours, (m,), (dm,))[1], jax.jvp(expected, (m,), (dm,))[1], 1e-5)
+    second = lambda f: jax.grad(lambda m: jnp.sum(jax.grad(f)(m) * dm))(m)
+    assert_close(second(ours), second(expected), 1e-5)
+    still = jax.grad(ours)(m.at[0, 0].set(0.0))
+    assert still[0, 0] == 0 and np.all(np.isfinite(still))
+
+
 def test_vera_draws_the_same_factors_for_every_weight_of_a_shape():
     spec = Spec((3, 8, 6), (None,) * 3, n_stacked=1)
     specs = {"one": spec, "two": spec, "wide": Spec((8, 7), (None, None))}
@@ -263,3 +282,16 @@ def test_starts_from_the_base(start, of):
 def test_a_rank_stabilised_update_is_scaled_by_the_root():
     assert lifted(LoRA((("w", 4),), alpha=6.0, rank_stabilised=True), noise(12, 10)).scale == 3.0
     assert lifted(LoRA((("w", 4),), alpha=6.0), noise(12, 10)).scale == 1.5
+
+
+def test_what_decays_is_the_product():
+    specs = {"w": Spec((2, 6, 5), (None, None, None), n_stacked=1), "v": Spec((6, 5), (None, None))}
+    params = {name: jax.random.normal(jax.random.key(i), spec.shape) for i, (name, spec) in enumerate(specs.items())}
+    plan = LowRank((("w", 3), ("v", 2)), decay=0.3).plan(specs)
+    lifted = plan.lift(params, jax.random.key(1))
+    whole = sum(np.sum(np.square(np.asarray(w, np.float64))) for w in plan.merge(lifted).values())
+    np.testing.assert_allclose(plan.penalty(lifted), 0.15 * whole, rtol=1e-5)
+    gradient = jax.grad(plan.penalty)(lifted)["v"].a
+    a, b = (np.asarray(x, np.float64) for x in (lifted["v"].a, lifted["v"].b))
+    np.testing.assert_allclose(gradient, 0.3 * a @ b @ b.T, rtol=1e-4, atol=1e-6)
+    assert LowRank((("w", 3),)).plan(specs).penalty is None
