@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxeff.core.errors import UserError
 from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.mixers.base import Ctx
+from jaxeff.mixers.start import START, length
 from jaxeff.models.lm import LM
-from jaxeff.models.start import START, length
 
 
 def generate(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from jaxeff.core.spec import Normal, Spec, fan_in
 from jaxeff.core.weight import einsum, take
+from jaxeff.mixers import start
 from jaxeff.mixers.base import Ctx, Out
 from jaxeff.mixers.norm import Norm, RMSNorm
-from jaxeff.models import start
 from jaxeff.models.stack import Stack, Stage
 
 
@@ -79,7 +79,7 @@ class LM:
         return self.stack.init_state(batch, max_len, dtype)
 
     def start(self, params, batch: int, max_len: int, *, ctx: Ctx = Ctx()):
-        """The state that texts of at most `max_len` tokens begin with: an empty one, or what was learned, see `models.start`."""
+        """The state that texts of at most `max_len` tokens begin with: an empty one, or what was learned, see `mixers.start`."""
         learned, dtype = params.get(start.START, {}), jnp.dtype(ctx.policy.compute)
         empty = self.init_state(batch, start.length(learned) + max_len, dtype)
         if not learned:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_json
 from jaxeff.evaluate.scores import evaluate
-from jaxeff.models.start import START, length
+from jaxeff.mixers.start import START, length
 from jaxeff.objectives.base import check_score
 from jaxeff.train.checkpoint import Checkpoints, checksums
 from jaxeff.train.circumstances import circumstances

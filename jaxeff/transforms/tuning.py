@@ -4,7 +4,7 @@
     prefix   the keys and values of S tokens stand in each attention's cache                   (Li and Liang 2021)
     state    the same, and the state of each recurrent mixer                                   (Peng et al. 2024, RWKV)
 
-Nothing of the model changes: see `models.start`, where learned values become the state that texts begin with. A prefix begins as
+Nothing of the model changes: see `mixers.start`, where learned values become the state that texts begin with. A prefix begins as
 the keys and values of S tokens drawn from the vocabulary, a recurrent state as the empty one.
 """
 
@@ -18,7 +18,7 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.spec import LAYER, Normal, Spec, init, zeros
 from jaxeff.core.tree import match, paths
 from jaxeff.core.weight import take
-from jaxeff.models.start import START, caches, learnable
+from jaxeff.mixers.start import START, caches, learnable
 from jaxeff.transforms.node import float_dtype, spec_of
 from jaxeff.transforms.plan import Plan, within
 

@@ -13,10 +13,10 @@ from jaxeff.core.tree import paths
 from jaxeff.mixers import GQA, MLP, Ctx, Mamba2, SlidingWindow
 from jaxeff.mixers.base import bind
 from jaxeff.mixers.registry import MIXERS
+from jaxeff.mixers.start import length, started
 from jaxeff.models import LM, Block, Stage
 from jaxeff.models.generate import generate
 from jaxeff.models.rwkv import rwkv7_stages
-from jaxeff.models.start import length, started
 from jaxeff.transforms import LoRA, PrefixTuning, PromptTuning, StateTuning, chain
 from tests.closeness import assert_close
 
