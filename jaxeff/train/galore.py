@@ -21,8 +21,8 @@ REFRESH = 200
 
 
 class GaLoreState(NamedTuple):
-    """count: int32, updates so far. mu, nu: moments, those of matrices in the subspace. basis: P [*L, I, R] or [*L, O, R], of
-    size 0 where there is none."""
+    """count: int32, updates so far. mu, nu: moments, those of matrices in the subspace. basis: P [*L, I, R] or [*L, O, R],
+    None where there is none."""
 
     count: jax.Array
     mu: Any
@@ -36,7 +36,7 @@ class _Leaf(NamedTuple):
     update: jax.Array
     mu: jax.Array
     nu: jax.Array
-    basis: jax.Array
+    basis: jax.Array | None
 
 
 def scale_by_galore(
@@ -57,11 +57,7 @@ def scale_by_galore(
             return jnp.zeros(shape, p.dtype)
 
         def basis(spec: Spec, p):
-            return (
-                jnp.zeros((*spec.stacked, min(sides(spec)), rank), p.dtype)
-                if narrow(spec)
-                else jnp.zeros((0,), p.dtype)
-            )
+            return jnp.zeros((*spec.stacked, min(sides(spec)), rank), p.dtype) if narrow(spec) else None
 
         moments = (jax.tree.map(moment, specs, params) for _ in range(2))
         return GaLoreState(jnp.zeros((), jnp.int32), *moments, jax.tree.map(basis, specs, params))

@@ -7,8 +7,10 @@ import pytest
 
 from jaxeff.core.spec import Spec, stack
 from jaxeff.train.galore import scale_by_galore
+from jaxeff.train.loop import fit
 from jaxeff.train.optim import Optim, optimizer
 from tests.closeness import assert_close
+from tests.train.tiny import experiment, same
 
 SPECS = {
     "wide": stack(Spec((5, 3, 4), (None,) * 3), 2),
@@ -65,3 +67,12 @@ def test_by_name_with_a_rank():
     assert (8, 2) in shapes and (6, 2) in shapes and (8, 6) not in shapes
     with pytest.raises(ValueError, match="Optim.rank is galore's"):
         Optim("adamw", rank=2)
+
+
+def test_a_run_goes_on_to_the_bit(tmp_path):
+    e = experiment("optim.name=galore", "optim.rank=4", "train.steps=6")
+    whole = fit(e, tmp_path / "whole")
+    calls = iter([False] * 3 + [True] * 9)
+    fit(e, tmp_path / "parts", stop=lambda: next(calls))
+    assert same(fit(e, tmp_path / "parts").state, whole.state)
+    assert whole.lines[-1]["loss"] < whole.lines[0]["loss"]
