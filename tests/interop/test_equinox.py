@@ -1,0 +1,156 @@
+"""Mixers, blocks and models as Equinox modules. B batch, T time, D model."""
+
+import dataclasses
+import runpy
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.core.errors import UserError
+from jaxeff.core.spec import init
+from jaxeff.core.tree import paths
+from jaxeff.interop.equinox import as_equinox
+from jaxeff.mixers.base import Ctx, bind
+from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
+from jaxeff.models import LM, Block, Stage
+from jaxeff.transforms import NF4, LoRA, chain
+from tests.closeness import assert_close
+from tests.documented import ROOT
+
+KEY = jax.random.key(0)
+B, T, D, V = 2, 5, 16, 11
+X = jax.random.normal(KEY, (B, T, D))
+TOKENS = jax.random.randint(KEY, (B, T), 0, V)
+PARTS = {name: bind(make(), D) for name, make in (MIXERS | CHANNEL_MIXERS).items()}
+BLOCK = Block(MIXERS["gla"]()).bind(D)
+MODEL = LM(V, D, (Stage(("gqa", "rglru"), 2),))
+PARTS |= {"block": BLOCK, "model": MODEL}
+
+
+def given(name):
+    return TOKENS if name == "model" else X
+
+
+@eqx.filter_jit
+def call(module, x):
+    return module(x)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_it_agrees_with_the_bare_part(name):
+    """Outputs and gradients, sequence by sequence under vmap, against the bare part's of the batch."""
+    part, x = PARTS[name], given(name)
+    module = as_equinox(part, key=KEY)
+    params = init(part.specs(), KEY)
+
+    def bare(params):
+        y = part.apply(params, x).y
+        return jnp.sum(jnp.sin(y)), y
+
+    def wrapped(module):
+        y = jax.vmap(module)(x)
+        return jnp.sum(jnp.sin(y)), y
+
+    (_, y), grads = jax.jit(jax.value_and_grad(bare, has_aux=True))(params)
+    (_, found), found_grads = eqx.filter_jit(eqx.filter_value_and_grad(wrapped, has_aux=True))(module)
+    assert_close(found, y, 1e-5)
+    assert_close(found_grads.params, grads, 2e-5)
+    assert paths(module.params).keys() == paths(part.specs()).keys()
+
+
+@pytest.mark.parametrize("name", ["gqa", "rwkv4_channel", "block", "model"])
+def test_steps_equal_the_whole(name):
+    x = given(name)
+    module = as_equinox(PARTS[name], key=KEY)
+
+    @eqx.filter_jit
+    def decoded(module, x):
+        def step(state, x):
+            out = module.out(x[None], state)
+            return out.state, out.y[0]
+
+        return jax.lax.scan(step, module.init_state(max_len=T), x)[1]
+
+    assert_close(eqx.filter_vmap(decoded, in_axes=(None, 0))(module, x), call(module, x), 2e-5)
+
+
+def test_a_batch_is_read_and_gone_on_with():
+    module = as_equinox(BLOCK, key=KEY)
+
+    @eqx.filter_jit
+    def halves(module, x):
+        out = module.out(x[:, :3], module.init_state(B, T))
+        return module.out(x[:, 3:], out.state).y
+
+    assert_close(halves(module, X), call(module, X)[:, 3:], 2e-5)
+
+
+def test_a_round_trip_through_a_file(tmp_path):
+    module = as_equinox(MODEL, key=KEY)
+    eqx.tree_serialise_leaves(tmp_path / "model.eqx", module)
+    like = eqx.filter_eval_shape(as_equinox, MODEL, key=KEY)
+    found = eqx.tree_deserialise_leaves(tmp_path / "model.eqx", like)
+    assert eqx.tree_equal(found, module)
+
+
+def test_an_ensemble():
+    modules = eqx.filter_vmap(lambda key: as_equinox(BLOCK, key=key))(jax.random.split(KEY, 3))
+    y = eqx.filter_vmap(call, in_axes=(eqx.if_array(0), None))(modules, X)
+    second = jax.tree.map(lambda leaf: leaf[1] if eqx.is_array(leaf) else leaf, modules)
+    assert_close(y[1], call(second, X), 1e-5)
+
+
+def test_it_stands_among_equinox_layers():
+    keys = jax.random.split(KEY)
+    norm = eqx.nn.Lambda(jax.vmap(eqx.nn.LayerNorm(D)))
+    both = eqx.nn.Sequential([as_equinox(PARTS["gqa"], key=keys[0]), norm, as_equinox(BLOCK, key=keys[1])])
+    assert call(both, X[0]).shape == (T, D)
+
+
+def test_dropout_follows_the_key():
+    module = as_equinox(dataclasses.replace(BLOCK, dropout=0.5), key=KEY)
+    dropped = eqx.filter_jit(lambda key: module(X, key=key))
+    assert not np.allclose(dropped(jax.random.key(1)), dropped(jax.random.key(2)))
+    assert_close(dropped(None), call(as_equinox(BLOCK, key=KEY), X), 1e-5)
+
+
+def test_segments_of_one_sequence():
+    module = as_equinox(PARTS["gqa"], key=KEY)
+    y = eqx.filter_jit(module.out)(X[0], ctx=Ctx(segment_ids=jnp.array([1, 1, 1, 2, 2]))).y
+    assert_close(y[3:], call(module, X[0, 3:]), 1e-5)
+
+
+def test_adapters_train_over_packed_weights():
+    plan = chain(NF4(("q|k|v",)), LoRA(("q|v",), rank=2)).plan(PARTS["gqa"].specs())
+    module = as_equinox(PARTS["gqa"], key=KEY)
+    adapted = as_equinox(PARTS["gqa"], params=plan.lift(module.params, KEY))
+    grads = eqx.filter_jit(eqx.filter_grad(lambda module: jnp.sum(module(X))))(adapted)
+    assert grads.params["q"].b.shape == adapted.params["q"].b.shape and grads.params["q"].base.codes is None
+
+
+def test_errors():
+    with pytest.raises(UserError, match="either a key"):
+        as_equinox(BLOCK)
+    with pytest.raises(UserError, match=r"Block takes float32 of shape \[T, D\] or \[B, T, D\], found \[16\]"):
+        as_equinox(BLOCK, key=KEY)(X[0, 0])
+
+
+def test_without_equinox():
+    code = "import sys; sys.modules['equinox'] = None; import jaxeff.interop.equinox"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.strip().endswith(
+        "UserError: jaxeff.interop.equinox needs Equinox: pip install 'jaxeff[equinox]'"
+    )
+
+
+def test_the_documented_script():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = runpy.run_path(str(ROOT / "docs/interop/with_equinox.py"))
+    assert found["losses"][-1] < found["losses"][0] / 2
+    assert found["adapted"][-1] < found["adapted"][0] - 1e-3
+    assert found["text"] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
