@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import init
@@ -65,7 +66,12 @@ def as_equinox(part, *, key: jax.Array | None = None, params=None, dtype=jnp.flo
     """
     if (key is None) == (params is None):
         raise UserError("as_equinox needs either a key, for initial values, or params")
-    return Layer(init(part.specs(), key, dtype) if params is None else params, part)
+    return Layer(init(part.specs(), key, dtype) if params is None else jax.tree.map(_array, params), part)
+
+
+def _array(leaf):
+    """NumPy's arrays as JAX's, which alone Equinox's filters differentiate."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _of_one(ctx: Ctx) -> Ctx:

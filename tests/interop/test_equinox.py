@@ -11,29 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff import init
 from jaxeff.core.errors import UserError
-from jaxeff.core.spec import init
 from jaxeff.core.tree import paths
 from jaxeff.interop.equinox import as_equinox
-from jaxeff.mixers.base import Ctx, bind
-from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
-from jaxeff.models import LM, Block, Stage
+from jaxeff.mixers.base import Ctx
 from jaxeff.transforms import NF4, LoRA, chain
 from tests.closeness import assert_close
 from tests.documented import ROOT
+from tests.interop.parts import (
+    ATTENTION,
+    BLOCK,
+    MODEL,
+    NAMES,
+    WHOLES,
+    B,
+    D,
+    T,
+    input_of,
+    output_and_gradients,
+    part_of,
+    values,
+)
 
 KEY = jax.random.key(0)
-B, T, D, V = 2, 5, 16, 11
-X = jax.random.normal(KEY, (B, T, D))
-TOKENS = jax.random.randint(KEY, (B, T), 0, V)
-PARTS = {name: bind(make(), D) for name, make in (MIXERS | CHANNEL_MIXERS).items()}
-BLOCK = Block(MIXERS["gla"]()).bind(D)
-MODEL = LM(V, D, (Stage(("gqa", "rglru"), 2),))
-PARTS |= {"block": BLOCK, "model": MODEL}
-
-
-def given(name):
-    return TOKENS if name == "model" else X
+X = jnp.asarray(input_of(BLOCK))
 
 
 @eqx.filter_jit
@@ -41,32 +43,35 @@ def call(module, x):
     return module(x)
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_it_agrees_with_the_bare_part(name):
-    """Outputs and gradients, sequence by sequence under vmap, against the bare part's of the batch."""
-    part, x = PARTS[name], given(name)
-    module = as_equinox(part, key=KEY)
-    params = init(part.specs(), KEY)
+@eqx.filter_jit
+def wrapped_and_bare(module, x):
+    """Output and gradients of a module, sequence by sequence, and of its bare part, of the batch; in one program."""
 
-    def bare(params):
-        y = part.apply(params, x).y
-        return jnp.sum(jnp.sin(y)), y
-
-    def wrapped(module):
+    def loss(module):
         y = jax.vmap(module)(x)
         return jnp.sum(jnp.sin(y)), y
 
-    (_, y), grads = jax.jit(jax.value_and_grad(bare, has_aux=True))(params)
-    (_, found), found_grads = eqx.filter_jit(eqx.filter_value_and_grad(wrapped, has_aux=True))(module)
-    assert_close(found, y, 1e-5)
-    assert_close(found_grads.params, grads, 2e-5)
+    gradients, y = eqx.filter_grad(loss, has_aux=True)(module)
+    bare = output_and_gradients(lambda params, x: module.part.apply(params, x).y, module.params, x)
+    return (y, gradients.params), bare
+
+
+@pytest.mark.parametrize("name", [*NAMES, *WHOLES])
+def test_it_agrees_with_the_bare_part(name):
+    part = part_of(name)
+    module = as_equinox(part, params=values(part))
     assert paths(module.params).keys() == paths(part.specs()).keys()
+    assert_close(*wrapped_and_bare(module, jnp.asarray(input_of(part))), 2e-5)
 
 
-@pytest.mark.parametrize("name", ["gqa", "rwkv4_channel", "block", "model"])
+def test_initial_values_are_ours():
+    assert_close(as_equinox(BLOCK, key=KEY).params, init(BLOCK.specs(), KEY), 0.0)
+
+
+@pytest.mark.parametrize("name", ["gqa", "rwkv4_channel", "block", "lm"])
 def test_steps_equal_the_whole(name):
-    x = given(name)
-    module = as_equinox(PARTS[name], key=KEY)
+    part = part_of(name)
+    module, x = as_equinox(part, params=values(part)), jnp.asarray(input_of(part))
 
     @eqx.filter_jit
     def decoded(module, x):
@@ -108,7 +113,7 @@ def test_an_ensemble():
 def test_it_stands_among_equinox_layers():
     keys = jax.random.split(KEY)
     norm = eqx.nn.Lambda(jax.vmap(eqx.nn.LayerNorm(D)))
-    both = eqx.nn.Sequential([as_equinox(PARTS["gqa"], key=keys[0]), norm, as_equinox(BLOCK, key=keys[1])])
+    both = eqx.nn.Sequential([as_equinox(ATTENTION, key=keys[0]), norm, as_equinox(BLOCK, key=keys[1])])
     assert call(both, X[0]).shape == (T, D)
 
 
@@ -120,15 +125,15 @@ def test_dropout_follows_the_key():
 
 
 def test_segments_of_one_sequence():
-    module = as_equinox(PARTS["gqa"], key=KEY)
+    module = as_equinox(ATTENTION, key=KEY)
     y = eqx.filter_jit(module.out)(X[0], ctx=Ctx(segment_ids=jnp.array([1, 1, 1, 2, 2]))).y
     assert_close(y[3:], call(module, X[0, 3:]), 1e-5)
 
 
 def test_adapters_train_over_packed_weights():
-    plan = chain(NF4(("q|k|v",)), LoRA(("q|v",), rank=2)).plan(PARTS["gqa"].specs())
-    module = as_equinox(PARTS["gqa"], key=KEY)
-    adapted = as_equinox(PARTS["gqa"], params=plan.lift(module.params, KEY))
+    plan = chain(NF4(("q|k|v",)), LoRA(("q|v",), rank=2)).plan(ATTENTION.specs())
+    module = as_equinox(ATTENTION, key=KEY)
+    adapted = as_equinox(ATTENTION, params=plan.lift(module.params, KEY))
     grads = eqx.filter_jit(eqx.filter_grad(lambda module: jnp.sum(module(X))))(adapted)
     assert grads.params["q"].b.shape == adapted.params["q"].b.shape and grads.params["q"].base.codes is None
 
