@@ -1,7 +1,5 @@
 """jaxeff's layers in Flax Linen: a small language model, trained and then decoded, and LoRA on a model of Linen's own."""
 
-import os
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from jaxeff.interop.linen import as_linen
 from jaxeff.mixers import GLA, GQA
 from jaxeff.transforms import LoRA, specs_of
 
-STEPS, KEY = int(os.environ.get("STEPS", 100)), jax.random.key(0)
+STEPS, KEY = 50, jax.random.key(0)
 
 
 class Model(nn.Module):

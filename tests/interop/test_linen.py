@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import serialization
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxeff
 from jaxeff.core.sharding import RULES
@@ -84,7 +84,7 @@ def test_a_cache_is_there_after_init_and_survives_bytes():
     module = as_linen(RECURRENCE)
     variables = nn.unbox(jax.jit(lambda key, x: module.init(key, x, decode=True, max_len=T))(KEY, X))
     assert not np.any(variables["cache"]["S"])
-    _, cache = module.apply(variables, X, decode=True, mutable=["cache"])
+    _, cache = jax.jit(lambda v, x: module.apply(v, x, decode=True, mutable=["cache"]))(variables, X)
     again = serialization.from_bytes(variables, serialization.to_bytes(variables | cache))
     assert np.any(again["cache"]["S"])
     assert_close(again, variables | cache, 0)
@@ -169,7 +169,7 @@ def test_scanned_and_recomputed_inside_a_sharded_decoder():
         shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
         variables = nn.unbox(jax.jit(Decoder().init, out_shardings=shardings)(KEY, X))
         q = variables["params"]["layers"]["mixer"]["mixer"]["q"]
-        assert q.sharding.spec == PartitionSpec(None, "fsdp", "tensor", None)
+        assert q.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor")), 4)
         assert not np.allclose(q[0], q[1])
         loss = lambda v: jnp.sum(jnp.sin(Decoder().apply(v, X)))
         gradients = jax.jit(jax.grad(loss))(variables)
@@ -198,8 +198,7 @@ def test_weights_may_be_nodes_of_a_transform():
     assert_close(as_linen(ATTENTION).apply({"params": adapted}, X), ATTENTION.apply(params, X).y, 1e-6)
 
 
-def test_the_documented_script_learns(monkeypatch):
-    monkeypatch.setenv("STEPS", "12")
+def test_the_documented_script_learns():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         found = runpy.run_path(str(ROOT / "docs/interop/linen.py"))
     assert found["losses"][-1] < found["losses"][0] - 0.5
