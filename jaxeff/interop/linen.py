@@ -20,6 +20,7 @@ from flax.core import unfreeze
 from jaxeff.core.spec import init
 from jaxeff.interop.named import named, unnamed
 from jaxeff.mixers.base import Ctx, Out
+from jaxeff.models import LM
 
 
 class Jaxeff(nn.Module):
@@ -49,7 +50,7 @@ class Jaxeff(nn.Module):
         if ctx.key is None and self.has_rng("dropout"):
             ctx = dataclasses.replace(ctx, key=self.make_rng("dropout"))
         dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.dtype(ctx.policy.compute)
-        state = _state(self, x.shape[0], max_len, dtype) if decode else None
+        state = _state(self, params, x.shape[0], max_len, dtype, ctx) if decode else None
         out = self.part.apply(params, x, state, ctx=ctx)
         for name, value in out.aux.items():
             self.sow("intermediates", name, value)
@@ -78,13 +79,21 @@ def _initial(key: jax.Array, name: str, specs, dtype):
     return jax.tree.map(lambda spec, value: nn.LogicallyPartitioned(value, spec.axes), specs, values)
 
 
-def _state(module: Jaxeff, batch: int, max_len: int | None, dtype):
-    """The state in `cache`, an empty one where there is none yet."""
+def _state(module: Jaxeff, params, batch: int, max_len: int | None, dtype, ctx: Ctx):
+    """The state in `cache`; where there is none yet, the one that texts begin with."""
     like = jax.eval_shape(lambda: module.part.init_state(batch, 1, dtype))
     names = named(like)
     if any(not module.has_variable("cache", name) for name in names):
         if max_len is None:
             raise ValueError("decoding begins without a cache: give max_len, the number of tokens it shall hold")
-        for name, value in named(module.part.init_state(batch, max_len, dtype)).items():
+        begun = _begun(module.part, params, batch, max_len, dtype, ctx)
+        for name, value in named(begun).items():
             module.variable("cache", name, lambda value=value: value)
     return unnamed({name: module.get_variable("cache", name) for name in names}, like)
+
+
+def _begun(part, params, batch: int, max_len: int, dtype, ctx: Ctx):
+    """The state that texts begin with: an empty one, or what a model has learned."""
+    if isinstance(part, LM):
+        return part.start(params, batch, max_len, ctx=ctx)
+    return part.init_state(batch, max_len, dtype)

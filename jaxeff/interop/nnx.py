@@ -42,17 +42,20 @@ class Jaxeff(nnx.Module):
             setattr(self, name, _dicts(params, lambda param: param))
 
     def __call__(
-        self, x: jax.Array, ctx: Ctx = Ctx(), *, decode: bool | None = None, rngs: nnx.Rngs | None = None
+        self, x: jax.Array, ctx: Ctx | None = None, *, decode: bool | None = None, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         """y of `out`, which see."""
         return self.out(x, ctx, decode=decode, rngs=rngs).y
 
-    def out(self, x: jax.Array, ctx: Ctx = Ctx(), *, decode: bool | None = None, rngs: nnx.Rngs | None = None) -> Out:
+    def out(
+        self, x: jax.Array, ctx: Ctx | None = None, *, decode: bool | None = None, rngs: nnx.Rngs | None = None
+    ) -> Out:
         """The whole `Out`: y, the new state, shared values for later layers, aux, which `nnx.capture` finds as `nnx.Intermediate`s.
 
         ctx: positions, segment ids, `shared` values of earlier layers. decode: go on from the state in `cache`, and leave the new
         one there. rngs: its stream `dropout` turns dropout on. Raises ValueError where decoding finds no state.
         """
+        ctx = Ctx() if ctx is None else ctx
         if ctx.key is None and rngs is not None:
             ctx = dataclasses.replace(ctx, key=rngs.dropout())
         decode = self.decode if decode is None else decode

@@ -17,7 +17,7 @@ from jaxeff.core.tree import paths
 from jaxeff.interop.linen import as_linen
 from jaxeff.mixers.base import Ctx
 from jaxeff.models import Block
-from jaxeff.transforms import LoRA
+from jaxeff.transforms import LoRA, PromptTuning
 from tests.closeness import assert_close
 from tests.documented import ROOT
 from tests.interop.parts import (
@@ -26,6 +26,7 @@ from tests.interop.parts import (
     MODEL,
     NAMES,
     RECURRENCE,
+    TOKENS,
     D,
     T,
     X,
@@ -196,6 +197,13 @@ def test_weights_may_be_nodes_of_a_transform():
     params = started(ATTENTION)["params"]
     adapted = plan.lift(params, KEY)
     assert_close(as_linen(ATTENTION).apply({"params": adapted}, X), ATTENTION.apply(params, X).y, 1e-6)
+
+
+def test_decoding_begins_with_what_was_learned():
+    params = PromptTuning(length=3).plan(MODEL.specs()).lift(values(MODEL), KEY)
+    whole = jax.jit(lambda params, x: MODEL.apply(params, x).y)(params, TOKENS)
+    prefill = jax.jit(lambda v, x: as_linen(MODEL).apply(v, x, decode=True, max_len=T, mutable=["cache"]))
+    assert_close(prefill({"params": params}, TOKENS)[0], whole, 1e-5)
 
 
 def test_the_documented_script_learns():

@@ -200,6 +200,10 @@ def test_laid_out_on_a_mesh_by_the_rules_of_jaxeff():
     assert module.q.get_value().sharding.is_equivalent_to(expected, 3)
 
 
+def test_a_table_of_the_module_can_be_printed():
+    assert "kv_heads" in nnx.tabulate(filled(ATTENTION), X)
+
+
 def test_the_documented_script_learns():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         found = runpy.run_path(str(ROOT / "docs/interop/nnx.py"))
