@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxeff
+from jaxeff.cli import main
 from jaxeff.core.errors import UserError
 from jaxeff.core.tree import paths
 from jaxeff.evaluate.flops import memory
@@ -255,9 +256,8 @@ def test_from_the_command_line_and_killed(tmp_path):
 
 def test_transforms_by_name_on_the_command_line(tmp_path):
     (tmp_path / "config.py").write_text("from tests.train.tiny import experiment as config\n")
-    words = ("--set", "transforms=int8,lora", "--set", "transforms.1.alpha=8")
-    done = run(tmp_path, "train", "config.py", "--workdir", "run", *words)
-    assert done.returncode == 0, done.stderr
+    words = ("--set", "transforms=int8,lora", "--set", "transforms.1.alpha=8", "--set", "train.steps=1")
+    assert main(["train", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run"), *words]) == 0
     stored = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["transforms"]
     assert [t["type"].rpartition(".")[2] for t in stored] == ["Int8", "LoRA"] and stored[1]["alpha"] == 8.0
 
