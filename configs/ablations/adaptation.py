@@ -2,7 +2,7 @@
 
     jaxeff ablate configs/ablations/adaptation.py --workdir runs/adaptation
 
-Hardware: two CPU cores, 35 minutes. Recorded in experiments/adaptation/README.md.
+Hardware: two CPU cores, 33 minutes. Recorded in experiments/adaptation/README.md.
 """
 
 from jaxeff.data import PythonCode, PythonDocs, SentencePiece, TextData
