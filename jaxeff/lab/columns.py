@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from jaxeff.lab.results import Decode, Results, Row
-from jaxeff.lab.statistics import Interval, mean_interval
+from jaxeff.lab.statistics import Interval
 
 NONE = "\u2013"
 MINUS = "\u2212"
@@ -75,11 +75,10 @@ def columns(results: Results) -> list[Column]:
 
 def _others(results: Results) -> list[Column]:
     def at(name: str) -> Callable[[Row, Row | None], str]:
-        return lambda row, _: interval_text(mean_interval(row.others[name].values()))
+        return lambda row, _: interval_text(row.score_on(name))
 
-    names = dict.fromkeys(name for row in results.rows for name in row.others)
     meaning = "the same models on the test split of other data, {}; mean over seeds with its 95 % interval"
-    return [Column(f"on {name}", results.score_words, meaning.format(name), at(name), True) for name in names]
+    return [Column(f"on {name}", results.score_words, meaning.format(name), at(name), True) for name in results.others]
 
 
 def better(results: Results) -> str:

@@ -25,9 +25,13 @@ Unless a row says otherwise, models are trained by {optimizer} on batches of {ro
 rate is chosen for each."""
 
 RATE = """
-Each model was trained for {sweep_steps} steps at each of {lrs} (seed {sweep_seed}), each time with the whole schedule; the rate
+Each model was trained for {sweep_steps} steps at each of {lrs}{own} (seed {sweep_seed}), each time with the whole
+schedule; the rate
 with the best {score} on the validation split{part} was kept. A best rate at an end of the sweep is marked *: a better one
 may lie beyond."""
+
+BASES = """
+Models start from runs that were trained once, before all else: {bases}. Intervals do not cover these."""
 
 SEEDS = """
 Each model was then trained for {steps} steps from seeds {seeds}; a seed sets the initial values and the order of the data. The
@@ -49,6 +53,7 @@ PARTS = {
     "Size": SIZE,
     "Data": DATA,
     "Text": TEXT,
+    "Start": BASES,
     "Training": TRAINING,
     "Learning rate": RATE,
     "Seeds": SEEDS,
@@ -64,6 +69,8 @@ def method(results: Results) -> str:
     parts = PARTS if p.get("tolerance") else PARTS | {"Size": UNMATCHED}
     if "documents" not in results.corpus:
         parts = {name: text for name, text in parts.items() if name != "Text"}
+    if not p.get("bases"):
+        parts = {name: text for name, text in parts.items() if name != "Start"}
     words = {
         "baseline": results.baseline,
         "tolerance": p.get("tolerance") or 0.0,
@@ -71,6 +78,8 @@ def method(results: Results) -> str:
         "sweep_seed": p.get("sweep_seed", "?"),
         "steps": p.get("steps", "?"),
         "lrs": ", ".join(f"{lr:g}" for lr in p.get("lrs", ())),
+        "own": ", of which some models had rates of their own, see every run" if p.get("own_lrs") else "",
+        "bases": ", ".join(p.get("bases", ())),
         "score": results.score_words,
         "vary": p.get("vary", "?"),
         "seeds": ", ".join(map(str, p.get("seeds", ()))),

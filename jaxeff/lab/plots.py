@@ -18,7 +18,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from jaxeff.lab.columns import binary, si
 from jaxeff.lab.results import Results, Row
-from jaxeff.lab.statistics import mean_interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#8C6D00", "#2F4B9B")
 DASHES = (
@@ -214,16 +213,13 @@ def quality_against_cost(results: Results) -> str:
 
 def quality_on_others(results: Results) -> str:
     """The score on other data against that on the models' own, one panel for each; nothing where there are none."""
-    names = list(dict.fromkeys(name for row in results.rows for name in row.others))
+    names = results.others
     way = f"({'higher' if results.higher_is_better else 'lower'} is better)"
-
-    def there(row: Row, name: str):
-        return mean_interval(row.others[name].values())
 
     def draw(figure: Figure):
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             for i, row in enumerate(results.rows):
-                own, other = row.score, there(row, name)
+                own, other = row.score, row.score_on(name)
                 axes.errorbar(own.mean, other.mean, xerr=own.half, yerr=other.half, fmt=marker(i), color=look(i)["color"],
                               markersize=7.5, capsize=3.5, elinewidth=1.2, label=row.name)  # fmt: skip
             axes.set(
@@ -234,7 +230,7 @@ def quality_on_others(results: Results) -> str:
         _legend(figure, results)
 
     words = (
-        f"{row.name}: {row.score.mean:.3f}, " + ", ".join(f"{there(row, name).mean:.3f} on {name}" for name in names)
+        f"{row.name}: {row.score.mean:.3f}, " + ", ".join(f"{row.score_on(name).mean:.3f} on {name}" for name in names)
         for row in results.rows
     )
     describe = f"Points are means over seeds, bars their 95 % intervals. {'; '.join(words) if names else ''}."

@@ -50,6 +50,10 @@ class Row:
         """Mean over the seeds."""
         return mean_interval(self.test.values())
 
+    def score_on(self, name: str) -> Interval:
+        """Mean over the seeds on the test split of other data."""
+        return mean_interval(self.others[name].values())
+
     def difference(self, baseline: "Row | None") -> Interval | None:
         """Mean over the shared seeds of this row's score less the baseline's; None for the baseline itself."""
         return None if baseline is None or baseline.name == self.name else paired_interval(self.test, baseline.test)
@@ -83,6 +87,11 @@ class Results:
     def score(self) -> Score:
         """What decides, with its direction."""
         return Score(self.score_name, self.higher_is_better)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The names of other data that rows are scored on."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.others))
 
     @property
     def score_words(self) -> str:

@@ -283,7 +283,9 @@ def collect(job: Job, command: str) -> Results:
         missing=tuple(name for name, row in rows.items() if row is None),
         protocol={
             "seeds": list(a.seeds),
-            "lrs": list(a.lrs),
+            "lrs": sorted({lr for name in a.names for lr in a.rates(name)}),
+            "own_lrs": any(variant.lrs is not None for variant in a.variants),
+            "bases": [name for name, _ in a.bases],
             "sweep_steps": a.sweep_steps,
             "sweep_seed": a.seeds[0],
             "steps": a.base.train.steps,

@@ -84,14 +84,14 @@ class LM:
         empty = self.init_state(batch, start.length(learned) + max_len, dtype)
         if not learned:
             return empty
-        prompt_PD = learned.get("prompt")
-        if prompt_PD is None:
-            return start.started(empty, learned.get("state", {}))
+        if "prompt" not in learned:
+            return start.started(empty, learned["state"])
         # Read once for all texts, on every device alike.
-        one = jax.tree.map(lambda leaf: leaf[:, :1], empty)
-        state = start.started(one, learned.get("state", {}))
+        state = jax.tree.map(lambda leaf: leaf[:, :1], empty)
+        if "state" in learned:
+            state = start.started(state, learned["state"])
         own = Ctx(key=ctx.key, policy=ctx.policy).fold("prompt")
-        state = self._run(params, prompt_PD[None].astype(dtype), state, own).state
+        state = self._run(params, learned["prompt"][None].astype(dtype), state, own).state
         return jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), state, empty)
 
     def apply(self, params, tokens_BT: jax.Array, state=None, *, ctx: Ctx = Ctx()) -> Out:

@@ -73,11 +73,11 @@ def transform(
     )
     evidence = _evidence(run, whole, calibrate, report)
     report.stage("transforming", 0, 1)
-    specs, params, chosen = before.specs, run.weights, []
+    specs, params, chosen, key = before.specs, run.weights, [], jax.random.key(before.seed)
     for i, one in enumerate(transforms):
         chosen.append(one.settled(specs, params, evidence) if hasattr(one, "settled") else one)
         plan = planned(chosen[-1], specs, evidence, before.model)
-        specs, params = plan.specs, plan.lift(params, jax.random.fold_in(jax.random.key(before.seed), i))
+        specs, params = plan.specs, plan.lift(params, jax.random.fold_in(key, i) if i else key)
     after = _of(before, transforms=(*before.transforms, *chosen), base=str(workdir))
     return *_written(run, after, params, out, report), after
 
@@ -131,6 +131,8 @@ def joined(
     if by is None:
         if n > 1:
             raise UserError(f"{n} runs need a method: --by {', '.join(JOINS)}")
+        if base is not None or numbers is not None:
+            raise UserError(f"a base and scales belong to a method that joins runs: --by {', '.join(JOINS)}")
         return None
     needs_base, join = lookup(JOINS, by, "method")
     if needs_base != (base is not None):
@@ -227,6 +229,8 @@ def _of(experiment: Experiment, **changes) -> Experiment:
 def _evidence(run: Trained, whole: chain, n: int, report: Silent) -> dict[str, Evidence] | None:
     """Of what the transforms need it for, from `n` texts of the training split."""
     if not whole.evidence:
+        if n:
+            report.say(f"none of these transforms looks at text: the {n} rows to calibrate by are not read")
         return None
     if n < 1:
         raise UserError(

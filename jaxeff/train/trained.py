@@ -111,7 +111,7 @@ def frozen_weights(
         hashes = " there, ".join(f"{sum((part or {}).values()) % 2**32:08x}" for part in (checksum, found))
         raise UserError(
             f"the frozen weights made from {made_of} are not those that this run was trained on: checksum {hashes} now;"
-            " --any-base takes them all the same"
+            " jaxeff eval and generate take them all the same with --any-base"
         )
     return frozen
 

@@ -30,8 +30,8 @@ class Plan:
     """A transform of the weights that it was planned for.
 
     specs: matched Specs have become nodes of Specs; init, shardings and checkpoint targets go on working. lift(params, key): values
-    of the model before to values of the one after; their structure is that of `abstract(specs)`; not to be jitted on a CPU where it
-    factorizes, weight by weight, what a program would do at once and may never end. merge(params): back to plain
+    of the model before to values of the one after; their structure is that of `abstract(specs)`; one that factorizes is not to be
+    jitted on a CPU, where it may never end. merge(params): back to plain
     arrays. adapters(path): leaves that were added to be trained. frozen(path): leaves that cannot be. seeded(params, key): values
     whose random parts (an adapter's dropout) draw from `key`, for one training step. rate(path): how many times the learning rate
     the leaf has. penalty(params): float32, what is added to the loss, None for nothing. memory(trained): what the transform keeps
@@ -213,7 +213,6 @@ def rewriting(
     """
 
     def lift(params, key):
-        # One weight is done before the next begins: on a CPU, factorizations at the same time can wait for each other for ever.
         return map_weights(lambda path, w: _done(fill(path, w, key)) if path in nodes else w, params)
 
     def merge(params):
@@ -225,7 +224,8 @@ def rewriting(
 
 
 def _done(weight):
-    """The weight, its values there; of a traced one nothing is known yet."""
+    """The weight, once its values are there, so that the next one begins after it: on a CPU with few cores, factorizations at the
+    same time can wait for each other for ever. A traced weight is returned as it is."""
     return (
         weight
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(weight))

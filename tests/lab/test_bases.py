@@ -50,7 +50,9 @@ def test_a_base_is_trained_once_and_adapted(adaptation, tmp_path):
     assert rows["lora"].n_parameters < rows["full"].n_parameters
     assert set(rows["full"].others["old text"]) == {0, 1} and not rows["lora"].sweep and len(rows["start"].sweep) == 2
     assert "on old text, bits per byte" in table(results)
-    assert "What is known of old text" in (tmp_path / "work/report.html").read_text()
+    page = (tmp_path / "work/report.html").read_text()
+    assert "What is known of old text" in page and "trained once, before all else: old." in page
+    assert "at each of 0.001, 0.01, 0.1, of which some models had rates of their own" in page
     base = load_trained(tmp_path / "work/runs/bases/old/run")
     lora = load_trained(tmp_path / "work/runs/lora/seed-1")
     frozen = lora.weights["blocks"]["0"]["mixer"]["q"].base

@@ -127,7 +127,7 @@ def test_another_base_is_refused_unless_forced(base, adapted, tmp_path):
     stored = json.loads(path.read_text())
     stored["config"]["base"] = str(tmp_path / "other")
     path.write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=r"checksum \w{8} there, \w{8} now; --any-base takes them"):
+    with pytest.raises(UserError, match=r"checksum \w{8} there, \w{8} now; jaxeff eval and generate take them"):
         load_trained(tmp_path / "run")
     assert load_trained(tmp_path / "run", any_base=True).step == 1
 
@@ -138,6 +138,7 @@ def test_another_base_is_refused_unless_forced(base, adapted, tmp_path):
     (["transform", "--apply", "LowRank(method='asvd')"], "--calibrate 64"),
     (["transform", "--apply", "Int8(rules=('blocks.*mlp.up',)), LowRank()"], "the other order works"),
     (["merge", "--by", "ties"], "ties needs the run that the others learned from: --base DIR"),
+    (["merge", "--base", "runs/a"], "a base and scales belong to a method that joins runs"),
     (["merge", "--by", "slerp"], "slerp is between two runs"),
     (["merge", "--by", "soup", "--scales", "a"], "expected numbers"),
 ])  # fmt: skip

@@ -11,7 +11,6 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.spec import abstract, init
 from jaxeff.core.tree import paths
 from jaxeff.mixers import GQA, MLP, Ctx, Mamba2, SlidingWindow
-from jaxeff.mixers.base import bind
 from jaxeff.mixers.registry import MIXERS
 from jaxeff.mixers.start import length, started
 from jaxeff.models import LM, Block, Stage
@@ -88,13 +87,14 @@ def test_a_text_goes_on_from_its_start(transforms):
     assert_close(hidden(HYBRID, lifted, TOKENS, ctx=row).y, whole.y, 1e-5)
 
 
-def test_a_prompt_is_read_like_tokens():
-    _, params, lifted = tuned(HYBRID, PromptTuning(3))
+@pytest.mark.parametrize("lm", [HYBRID, model("rglru")], ids=["hybrid", "rglru"])
+def test_a_prompt_is_read_like_tokens(lm):
+    _, params, lifted = tuned(lm, PromptTuning(3))
     ids = jnp.asarray([5, 1, 9])
     lifted |= {"start": {"prompt": params["embed"][ids]}}
     longer = jnp.concatenate([jnp.broadcast_to(ids, (B, 3)), TOKENS], axis=1)
-    assert_close(hidden(HYBRID, lifted, TOKENS).y, hidden(HYBRID, params, longer).y[:, 3:], 1e-5)
-    np.testing.assert_array_equal(generate(HYBRID, lifted, TOKENS, 4), generate(HYBRID, params, longer, 4))
+    assert_close(hidden(lm, lifted, TOKENS).y, hidden(lm, params, longer).y[:, 3:], 1e-5)
+    np.testing.assert_array_equal(generate(lm, lifted, TOKENS, 4), generate(lm, params, longer, 4))
 
 
 def test_a_prefix_begins_as_the_keys_of_tokens():
@@ -173,4 +173,3 @@ def test_a_prompt_takes_positions():
     _, _, lifted = tuned(bounded, PromptTuning(3))
     with pytest.raises(UserError, match="need 11 positions"):
         generate(bounded, lifted, TOKENS, 2)
-    assert bind(GQA(), D).d_model == D
