@@ -72,6 +72,7 @@ class StateTuning:
     slots: int = 16
 
     needs_model: ClassVar[bool] = True
+    _what: ClassVar[str] = "a state"
 
     def __post_init__(self):
         if self.slots < 1:
@@ -111,14 +112,13 @@ class StateTuning:
             dtype = float_dtype(params["embed"])
             found = {path: jnp.zeros(spec.shape, dtype) for path, spec in declared.items()}
             if known:
-                read = model.hidden(params, _drawn(specs, self.slots, key), model.init_state(1, self.slots)).state
-                read = paths(read)
+                read = paths(
+                    model.hidden(params, _drawn(specs, self.slots, key), model.init_state(1, self.slots)).state
+                )
                 found |= {path: read[path][:, 0].astype(dtype) for path in found if "/values/" in path}
             return found
 
         return _starting(specs, STATE, declared, values)
-
-    _what: ClassVar[str] = "a state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +127,6 @@ class PrefixTuning(StateTuning):
 
     slots: S. Errors are those of `StateTuning`; a model without attention has nothing to learn here.
     """
-
-    rules: tuple[str, ...] = ("blocks/.*",)
-    slots: int = 16
 
     _what: ClassVar[str] = "a cache; StateTuning learns recurrent states"
 

@@ -21,7 +21,7 @@ from jaxeff.train.optim import schedule
 from jaxeff.train.step import make_step, put, start
 from tests.closeness import assert_close
 from tests.models.toy_mixers import FirstValue, Shift, Told
-from tests.train.tiny import batches, experiment, repeated, same, without
+from tests.train.tiny import bad_steps_change_nothing, batches, experiment, repeated, same, without
 
 NAMES = ("lomo", "adalomo")
 ATTENTION = GQA(n_heads=4, n_kv_heads=2, head_dim=4)
@@ -200,17 +200,7 @@ def test_goes_on_bit_for_bit(settings, prepared, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nonfinite_loss_changes_nothing_but_the_counters(name):
-    e = mixed(name, "optim.ema=0.9", "optim.weight_decay=0.1")
-    step = make_step(e)
-    state, _ = step.step(start(e, step), put(batches(e, 1)[0], step.mesh))
-    kept = jax.tree.map(np.asarray, (state.params, state.opt, state.ema))
-    bad = batches(e, 1)[0] | {"loss_mask": np.full((4, 32), np.nan, np.float32)}
-    for i in (1, 2):
-        state, out = step.step(state, put(bad, step.mesh))
-        assert (int(out["skipped"]), int(out["bad"]), int(state.step)) == (i, i, 1 + i)
-        assert same((state.params, state.opt, state.ema), kept)
-    state, out = step.step(state, put(batches(e, 1)[0], step.mesh))
-    assert (int(out["skipped"]), int(out["bad"])) == (2, 0) and not same(state.params, kept[0])
+    bad_steps_change_nothing(mixed(name, "optim.ema=0.9", "optim.weight_decay=0.1"))
 
 
 def test_nothing_before_a_layer_with_nonfinite_gradients_is_changed():

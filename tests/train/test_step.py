@@ -12,7 +12,7 @@ from jaxeff.mixers.base import Ctx
 from jaxeff.train.step import make_step, put, start
 from tests.closeness import assert_close, relative_rms
 from tests.compiled import apply_model
-from tests.train.tiny import alike, batches, experiment, same
+from tests.train.tiny import alike, bad_steps_change_nothing, batches, experiment, same
 
 
 def losses(e, n, data=None):
@@ -102,19 +102,7 @@ def test_float16_scales_its_loss():
 
 
 def test_nonfinite_step_changes_nothing_but_the_counters():
-    e = experiment("optim.ema=0.9")
-    step = make_step(e)
-    state, _ = step.step(start(e, step), put(batches(e, 1)[0], step.mesh))
-    kept = jax.tree.map(np.asarray, (state.params, state.opt, state.ema))
-    bad = batches(e, 1)[0] | {"loss_mask": np.full((4, 32), np.nan, np.float32)}
-    for i in (1, 2):
-        state, out = step.step(state, put(bad, step.mesh))
-        assert (int(out["skipped"]), int(out["bad"]), int(state.step)) == (i, i, 1 + i)
-        assert not np.isfinite(float(out["loss"]))
-        assert same((state.params, state.opt, state.ema), kept)
-    state, out = step.step(state, put(batches(e, 1)[0], step.mesh))
-    assert (int(out["skipped"]), int(out["bad"])) == (2, 0)
-    assert not same(state.params, kept[0])
+    bad_steps_change_nothing(experiment("optim.ema=0.9"))
 
 
 def test_moving_average():

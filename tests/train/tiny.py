@@ -16,6 +16,7 @@ from jaxeff.models import LM, Block, Stage
 from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.optim import Optim
 from jaxeff.train.overrides import override
+from jaxeff.train.step import make_step, put, start
 
 ROOT = Path(__file__).parents[2]
 # What a run must repeat bit for bit.
@@ -75,6 +76,22 @@ def alike(a, b) -> bool:
     pairs = [(np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
     exact = all(np.array_equal(x, y) for x, y in pairs if not np.issubdtype(x.dtype, np.floating))
     return exact and all(np.allclose(x, y, rtol=3e-7, atol=0) for x, y in pairs if np.issubdtype(x.dtype, np.floating))
+
+
+def bad_steps_change_nothing(e: Experiment) -> None:
+    """A step whose loss is not finite changes nothing but the counters, and the next good one goes on."""
+    step = make_step(e)
+    state, _ = step.step(start(e, step), put(batches(e, 1)[0], step.mesh))
+    kept = jax.tree.map(np.asarray, (state.params, state.opt, state.ema))
+    bad = batches(e, 1)[0] | {"loss_mask": np.full((4, 32), np.nan, np.float32)}
+    for i in (1, 2):
+        state, out = step.step(state, put(bad, step.mesh))
+        assert (int(out["skipped"]), int(out["bad"]), int(state.step)) == (i, i, 1 + i)
+        assert not np.isfinite(float(out["loss"]))
+        assert same((state.params, state.opt, state.ema), kept)
+    state, out = step.step(state, put(batches(e, 1)[0], step.mesh))
+    assert (int(out["skipped"]), int(out["bad"])) == (2, 0)
+    assert not same(state.params, kept[0])
 
 
 def without(e: Experiment, **fields) -> Experiment:
