@@ -3,7 +3,8 @@
 # make lint       formatting, ruff's checks, and whether docs/mixers.md is what docstrings say
 # make format     puts the code into the one format
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
-# make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours
+# make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours; what jaxeff
+#                 saves, loaded by Transformers
 # make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
 # make docs       docs/mixers.md from docstrings, and the pages of docs/ as a site in site/
 # make clean      removes environments, caches and builds; keeps runs/
@@ -77,6 +78,7 @@ parity: $(STAMP) .venv-bench/stamp
 	@set -e; for maker in tests/golden/make_*.py; do .venv-bench/bin/python "$$maker" .cache/parity 1 2>.cache/parity.log || { \
 	  cat .cache/parity.log >&2; exit 1; }; done
 	@JAXEFF_GOLDEN="$(CURDIR)/.cache/parity" JAXEFF_PARITY="$(CURDIR)/.cache/parity.jsonl" $(VENV) -m pytest -n 2 -q tests/golden
+	@.venv-bench/bin/python tests/golden/check_hf.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 
 figures: $(STAMP) .venv-bench/stamp
 	@mkdir -p runs/figures

@@ -10,7 +10,7 @@ carries nothing but x.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,26 @@ class Stage:
         object.__setattr__(self, "pattern", whole)
         if self.repeats < 1:
             raise ValueError(f"Stage.repeats must be at least 1, found {self.repeats}")
+
+
+def stages(blocks: Sequence[Block]) -> tuple[Stage, ...]:
+    """Layers, each its own Block, as the stages that have the fewest to compile: four of one kind and one of another, six times over,
+    are one stage of five blocks. Raises ValueError for no blocks."""
+    if not blocks:
+        raise ValueError("stages: there is no block")
+    n = len(blocks)
+    best: list[tuple[int, tuple[Stage, ...]]] = [(0, ())] * (n + 1)
+    for i in reversed(range(n)):
+        choices = []
+        for period in range(1, n - i + 1):
+            repeats = 1
+            while blocks[i + repeats * period : i + (repeats + 1) * period] == blocks[i : i + period]:
+                repeats += 1
+            cost, rest = best[i + repeats * period]
+            choices.append((period + cost, len(rest), (Stage(tuple(blocks[i : i + period]), repeats), *rest)))
+        cost, _, found = min(choices, key=lambda choice: choice[:2])
+        best[i] = cost, found
+    return best[0][1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""Public checkpoints against Transformers' logits, whole and step by step, and back; see make_hf.py."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxeff.interop import hf
+from tests.closeness import assert_close
+from tests.golden.hf_cases import CASES, drawn
+from tests.golden.published import FOLDER
+
+LOGITS = 1e-5  # relative RMS, float32 against float32; 1e-4 is asked for
+LIVE = (FOLDER / "hf").is_dir()
+GOLDEN = {}
+for _name in sorted({model_type for model_type, _ in CASES.values()}):
+    with np.load(FOLDER / f"hf_{_name}.npz") as _file:
+        GOLDEN |= {name: _file[name] for name in _file.files if name != "versions"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """case -> the folder of a checkpoint: the one that Transformers has just saved, or one with the same config and weights."""
+
+    @functools.cache
+    def folder(case):
+        if LIVE:
+            return FOLDER / "hf" / case
+        found = tmp_path_factory.mktemp(case)
+        (found / "config.json").write_text(str(GOLDEN[f"{case}/config"]))
+        shapes = json.loads(str(GOLDEN[f"{case}/shapes"]))
+        save_file({name: drawn(name, tuple(shape), 0) for name, shape in shapes.items()}, found / "model.safetensors")
+        return found
+
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits(case, checkpoint):
+    model, params = hf.load(checkpoint(case))
+    x, y = jnp.asarray(GOLDEN[f"{case}/x"]), GOLDEN[f"{case}/y"]
+
+    @jax.jit
+    def run(params, x):
+        whole = model.apply(params, x).y
+        first = model.apply(params, x[:, :7], model.init_state(x.shape[0], x.shape[1]))
+
+        def step(state, x_B):
+            out = model.apply(params, x_B[:, None], state)
+            return out.state, out.y[:, 0]
+
+        _, rest = jax.lax.scan(step, first.state, x[:, 7:].T)
+        return whole, jnp.concatenate([first.y, jnp.swapaxes(rest, 0, 1)], axis=1)
+
+    whole, steps = run(params, x)
+    assert_close(whole, y, LOGITS, "logits")
+    assert_close(steps, y, LOGITS, "logits step by step")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_back(case, checkpoint, tmp_path):
+    folder = checkpoint(case)
+    model, params = hf.load(folder)
+    saved = FOLDER / "hf_back" / case if LIVE else tmp_path / "saved"
+    hf.save(saved, model, params, like=folder)
+    before, after = (load_file(each / "model.safetensors") for each in (folder, saved))
+    assert before.keys() == after.keys()
+    assert all(before[name].dtype == after[name].dtype and np.array_equal(before[name], after[name]) for name in before)
+    again, _ = hf.load(saved)
+    assert again == model
+
+
+def test_every_family_is_compared():
+    assert {model_type for model_type, _ in CASES.values()} == set(hf.FAMILIES)
