@@ -66,8 +66,8 @@ class Stage:
 
 
 def stages(blocks: Sequence[Block]) -> tuple[Stage, ...]:
-    """Layers, each its own Block, as the stages that have the fewest to compile: four of one kind and one of another, six times over,
-    are one stage of five blocks. Raises ValueError for no blocks."""
+    """Layers, each its own Block, as the stages that have the fewest to compile: four of one kind and one of another, six times
+    over, are one stage of five blocks. Raises ValueError for no blocks."""
     if not blocks:
         raise ValueError("stages: there is no block")
     n = len(blocks)

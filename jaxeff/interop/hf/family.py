@@ -14,11 +14,11 @@ from jaxeff.models.lm import LM
 class Family:
     """A `model_type`, and the class that Transformers has for it, `architecture`.
 
-    read(fields): the model of a configuration. write(model): fields that `read` reads as a model that computes the same, for any model
-    of this kind; for others whatever comes, or LookupError, as who saves reads it again and compares. top, block(block): the tensors
-    outside of layers, and of one layer, whose names begin with `layer`. prefix: what names lack in files of a model without its head.
-    ignored: a regular expression for tensors that hold no weights (masks, frequencies). harmless: fields of its own that change no
-    logits.
+    read(fields): the model of a configuration. write(model): fields that `read` reads as a model that computes the same, for any
+    model of this kind; for others whatever comes, or LookupError, as who saves reads it again and compares. top, block(block): the
+    tensors outside of layers, and of one layer, whose names begin with `layer`. prefix: what names lack in files of a model without
+    its head. ignored: a regular expression for tensors that hold no weights (masks, frequencies). harmless: fields of its own that
+    change no logits.
     """
 
     model_type: str
