@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxeff.core.spec import Site, Spec, ones, residual
 from jaxeff.core.weight import einsum
-from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
+from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 from jaxeff.mixers.discretise import StepBias, step_size
 from jaxeff.mixers.short_conv import ShortConv, UniformFan
 from jaxeff.mixers.state import check_state
@@ -44,12 +44,14 @@ class Mamba:
     """The selective state space model; sizes left None derive from `d_model`.
 
     d_state: N. expand: C / D. dt_rank: R, a sixteenth of `d_model`, rounded up. conv: of x. dt_range: of the initial dt
-    (log-uniform). bcdt_eps: of the RMS norm of r, b and c that Falcon-Mamba adds, which has no weights; None for no norm.
+    (log-uniform). bcdt_eps: of the RMS norm of r, b and c that Falcon-Mamba adds, which has no weights; None for no norm. biases:
+    names among z, x, o; that of dt is always there.
 
     Cost per token: 2 x parameters + about 7 C N FLOPs and C N exponentials at any length, none of them in matrix products over
     time. State: C N float32 numbers per sequence, and the (W - 1) C last inputs of the convolution.
 
     Parameters: inner * (3 * d_model + 2 * rank + 3 * d_state + 2) + conv.count(inner)
+        + (("z" in biases) + ("x" in biases)) * inner + ("o" in biases) * d_model
 
     a_log, dt_bias and skip are float32 and spared by weight decay, as published. Differs from the published code in the
     initial values of the projections but dt's, which are the library's own for all mixers.
@@ -64,6 +66,7 @@ class Mamba:
     conv: ShortConv = ShortConv()
     dt_range: tuple[float, float] = (1e-3, 1e-1)
     bcdt_eps: float | None = None
+    biases: tuple[str, ...] = ()
 
     def __post_init__(self):
         at_least_one(self, "d_model", "d_state", "expand", "dt_rank")
@@ -72,6 +75,8 @@ class Mamba:
             raise ValueError(f"Mamba.dt_range must be (low, high), rising and above 0, found {(low, high)}")
         if self.bcdt_eps is not None and not self.bcdt_eps > 0:
             raise ValueError(f"Mamba.bcdt_eps must be above 0, or None for no norm, found {self.bcdt_eps}")
+        if self.d_model is not None:
+            self.specs()
 
     @property
     def inner(self) -> int:
@@ -84,11 +89,10 @@ class Mamba:
         return -(-width(self) // 16) if self.dt_rank is None else self.dt_rank
 
     def specs(self):
-        """`z`, `x`, `conv_x`, `dt_low`, `b`, `c`, `dt`, `dt_bias`, `a_log`, `skip`, `o`."""
+        """`z`, `x`, `o` and their `<name>_bias`; `conv_x`, `dt_low`, `b`, `c`, `dt`, `dt_bias`, `a_log`, `skip`."""
         d, c, r, n = width(self), self.inner, self.rank, self.d_state
-        return {
-            "z": Spec((d, c), ("embed", "mlp")),
-            "x": Spec((d, c), ("embed", "mlp")),
+        inwards, outwards = Spec((d, c), ("embed", "mlp")), Spec((c, d), ("mlp", "embed"), residual)
+        return biased({"z": inwards, "x": inwards, "o": outwards}, self.biases, self) | {
             "conv_x": self.conv.specs((c,), ("mlp",)),
             "dt_low": Spec((c, r), ("mlp", "rank")),
             "b": Spec((c, n), ("mlp", "state")),
@@ -97,7 +101,6 @@ class Mamba:
             "dt_bias": Spec((c,), ("mlp",), StepBias(*self.dt_range), dtype=jnp.float32, n_in=0),
             "a_log": Spec((c, n), ("mlp", "state"), log_ladder, dtype=jnp.float32, n_in=0),
             "skip": Spec((c,), ("mlp",), ones, dtype=jnp.float32, n_in=0),
-            "o": Spec((c, d), ("mlp", "embed"), residual),
         }
 
     def init_state(self, batch: int, max_len: int, dtype) -> MambaState:

@@ -100,10 +100,15 @@ class Mamba2:
             )
         return self.inner // self.head
 
+    @property
+    def normed(self) -> int:
+        """Groups whose channels are normed together."""
+        return self.norm_groups or self.n_groups
+
     def specs(self):
         """`z`, `x`, `b`, `c`, `dt`, `o`; `conv_x`, `conv_b`, `conv_c`; `a_log`, `dt_bias`, `skip`; `norm`."""
         d, h, e, g, n = width(self), self.heads, self.head, self.n_groups, self.d_state
-        for name, groups in (("n_groups", g), ("norm_groups", self.norm_groups or g)):
+        for name, groups in (("n_groups", g), ("norm_groups", self.normed)):
             if h % groups:
                 raise ValueError(
                     f"Mamba2.{name}={groups} does not divide {h} heads; the nearest that does: {nearest_divisor(h, groups)}"
@@ -165,11 +170,10 @@ class Mamba2:
 
     def _gate(self, params, y_BTHE, z_BTHE):
         """norm(y silu(z)), or norm(y) silu(z), by groups of heads."""
-        groups = self.norm_groups or self.n_groups
         gate_BTHE = jax.nn.silu(z_BTHE.astype(jnp.float32))
         h_BTHE = y_BTHE.astype(jnp.float32)
         h_BTHE = h_BTHE if self.norm_before_gate else h_BTHE * gate_BTHE
-        grouped = jax.tree.map(lambda w: rearrange(w, "(g h) e -> g h e", g=groups), params)
-        h = self.norm.apply(grouped, rearrange(h_BTHE, "b t (g h) e -> b t g h e", g=groups), 2)
+        grouped = jax.tree.map(lambda w: rearrange(w, "(g h) e -> g h e", g=self.normed), params)
+        h = self.norm.apply(grouped, rearrange(h_BTHE, "b t (g h) e -> b t g h e", g=self.normed), 2)
         h_BTHE = rearrange(h, "b t g h e -> b t (g h) e")
         return (h_BTHE * gate_BTHE if self.norm_before_gate else h_BTHE).astype(y_BTHE.dtype)

@@ -61,6 +61,7 @@ SMALL = {
     "linear/rms": LinearAttention(16, n_heads=2, feature_map="softmax", normalise=False),
     "mamba": Mamba(16, d_state=5, dt_rank=3),
     "mamba/falcon": Mamba(12, d_state=3, dt_rank=4, conv=ShortConv(3, bias=False), bcdt_eps=1e-6),
+    "mamba/biases": Mamba(8, d_state=3, biases=("z", "x", "o")),
     "mamba2": Mamba2(16, d_state=6, head_dim=8),
     "mamba2/options": Mamba2(
         12,

@@ -5,12 +5,12 @@ from zlib import crc32
 
 import numpy as np
 
-from tests.golden import hf_attention
+from tests.golden import hf_attention, hf_recurrent
 
-CASES = {**hf_attention.CASES}
+CASES = {**hf_attention.CASES, **hf_recurrent.CASES}
 
 # name -> (mean, deviation); else, vectors are small, matrices keep the size of what they multiply.
-DRAWN = {r".*norm[^/]*\.weight": (1.0, 0.2), r".*ln_[^/]*\.weight": (1.0, 0.2)}
+DRAWN = {r".*norm[^/]*\.weight": (1.0, 0.2), r".*ln_[^/]*\.weight": (1.0, 0.2), **hf_recurrent.DRAWN}
 
 
 def drawn(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

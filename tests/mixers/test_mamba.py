@@ -121,6 +121,7 @@ def test_the_state_is_as_large_for_any_length():
         (lambda: Mamba(bcdt_eps=0.0), "bcdt_eps must be above 0, or None for no norm, found 0.0"),
         (lambda: Mamba(d_state=0), "d_state must be at least 1"),
         (lambda: Mamba(dt_rank=0), "dt_rank must be at least 1"),
+        (lambda: Mamba(16, biases=("b",)), "Mamba.biases names 'b'"),
         (lambda: Mamba().specs(), "has no d_model"),
     ],
 )

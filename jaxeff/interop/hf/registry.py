@@ -1,6 +1,6 @@
 """The families of public checkpoints by `model_type`. Another one is a file beside this one and a line here."""
 
-from jaxeff.interop.hf import llama
+from jaxeff.interop.hf import llama, mamba
 from jaxeff.interop.hf.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -9,5 +9,6 @@ FAMILIES: dict[str, Family] = {
         llama.LLAMA,
         llama.MISTRAL,
         llama.SMOLLM3,
+        mamba.MAMBA,
     )
 }

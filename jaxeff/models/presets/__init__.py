@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from jaxeff.models.lm import LM
-from jaxeff.models.presets import llama
+from jaxeff.models.presets import falcon_mamba, llama, mamba, mamba2, recurrent_gemma, rwkv
 
-PRESETS: dict[str, Callable[[], LM]] = {**llama.PRESETS}
+PRESETS: dict[str, Callable[[], LM]] = {
+    **llama.PRESETS, **mamba.PRESETS, **mamba2.PRESETS, **falcon_mamba.PRESETS, **rwkv.PRESETS, **recurrent_gemma.PRESETS,
+}  # fmt: skip
