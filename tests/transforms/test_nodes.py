@@ -70,6 +70,15 @@ def test_products_are_those_of_the_dense_weight(name, product):
         assert_close(half, np.einsum(eqn, np.asarray(x, np.float64), full), 2e-2)
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("name", ["lora", "vera", "adalora", "ia3 out", "ia3 in"])
+def test_products_of_a_fresh_adapter_are_those_of_its_base_to_the_bit(name, product):
+    spec, shape, eqn = PRODUCTS[product]
+    w, x = (jnp.asarray(np.random.default_rng(2).standard_normal(s), jnp.float32) for s in (spec.shape, shape))
+    fresh = TRANSFORMS[name].plan({"w": spec}).lift({"w": w}, KEY)["w"]
+    assert np.array_equal(einsum(eqn, x, fresh), einsum(eqn, x, w))
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_rows_of_an_embedding(name):
     _, weight = node(TRANSFORMS[name], Spec((9, 6), (None, None)))
