@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from jaxeff.train.workdir import read_metrics
+from tests.train.forked import Forked, forker
 from tests.train.tiny import CONFIG, command, environment, repeated, run
 
-N_KILLS = 20
+N_KILLS, N_STEPS = 20, 120
 SET = [
     "--set",
-    "train.steps=200",
+    f"train.steps={N_STEPS}",
     "--set",
     "train.save_every=3",
     "--set",
@@ -66,36 +67,37 @@ def saving(workdir: Path) -> bool:
 
 def test_killed_twenty_times(folder, whole):
     rng, workdir, kinds, half_written = random.Random(0), folder / "killed", [], 0
-    for i in range(N_KILLS):
-        process = begin(folder, "killed")
-        before = size(workdir / "metrics.jsonl")
-        kind = ("starting", "stepping", "saving", "saving", "stepping")[i % 5]
-        if kind == "starting":
-            # Before, or while, the last checkpoint is read.
-            time.sleep(rng.uniform(0.0, 1.5))
-        else:
-            grown = before + rng.randrange(200, 900)
-            until(process, lambda grown=grown: size(workdir / "metrics.jsonl") > grown)
-            if kind == "saving":
-                until(process, lambda: saving(workdir))
-            time.sleep(rng.uniform(0.0, 0.02))
-        kinds.append("over" if process.poll() is not None else kind)
-        process.send_signal(signal.SIGKILL)
-        out, err = process.communicate()
-        half_written += saving(workdir)
-        assert process.returncode in (-signal.SIGKILL, 0), err
-        assert "damaged" not in err and "Traceback" not in err, err
+    with forker(folder) as server:
+        for i in range(N_KILLS):
+            process = Forked(server, ["train", "tiny.py", "--workdir", "killed", *SET], folder / f"{i}.log")
+            before = size(workdir / "metrics.jsonl")
+            kind = ("starting", "stepping", "saving", "saving", "stepping")[i % 5]
+            if kind == "starting":
+                # Before, or while, the last checkpoint is read.
+                time.sleep(rng.uniform(0.0, 1.0))
+            else:
+                grown = before + rng.randrange(200, 900)
+                until(process, lambda grown=grown: size(workdir / "metrics.jsonl") > grown)
+                if kind == "saving":
+                    until(process, lambda: saving(workdir))
+                time.sleep(rng.uniform(0.0, 0.02))
+            kinds.append("over" if process.poll() is not None else kind)
+            process.send_signal(signal.SIGKILL)
+            err = process.wait()
+            half_written += saving(workdir)
+            assert process.returncode in (-signal.SIGKILL, 0), err
+            assert "damaged" not in err and "Traceback" not in err, err
     assert kinds.count("over") <= 2, kinds
     assert half_written >= 4, "saving was to be interrupted, and was hardly"
     done = run(folder, "train", "tiny.py", "--workdir", "killed", *SET)
     assert done.returncode == 0, done.stderr
     lines = read_metrics(workdir)
-    assert [line["step"] for line in lines] == list(range(1, 201))
+    assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
     assert repeated(lines) == repeated(whole)
     starts = json.loads((workdir / "run.json").read_text())["starts"]
     assert len({start["step"] for start in starts}) > 5, "it did get on between the kills"
     sums = [
-        json.loads((folder / w / "checkpoints/00000200/record/metadata").read_text())["checksum"]
+        json.loads((folder / w / f"checkpoints/{N_STEPS:08}/record/metadata").read_text())["checksum"]
         for w in ("whole", "killed")
     ]
     assert sums[0] == sums[1], "parameters, moments and the rest, bit for bit"
@@ -110,10 +112,10 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, whole):
     last = out.splitlines()[-1]
     step = read_metrics(folder / "asked to stop")[-1]["step"]
     assert last.startswith(
-        f"stopped and saved at step {step} of 200; to go on: jaxeff train tiny.py --workdir 'asked to stop'"
+        f"stopped and saved at step {step} of {N_STEPS}; to go on: jaxeff train tiny.py --workdir 'asked to stop'"
     )
     done = run(folder, "train", "tiny.py", "--workdir", "asked to stop", *SET)
-    assert f"going on from step {step} of 200" in done.stdout
+    assert f"going on from step {step} of {N_STEPS}" in done.stdout
     assert repeated(read_metrics(folder / "asked to stop")) == repeated(whole)
 
 

@@ -100,9 +100,12 @@ def without(e: Experiment, **fields) -> Experiment:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For subprocesses: one device, and caches that make the second start quick."""
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return env | {
+    """For subprocesses: one device, programs compiled as quickly as those of most tests, and caches for the second start."""
+    from tests.shipped import QUICK, QUICKLY  # not where a config imports this file: it compiles
+
+    return os.environ | {
+        "XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()),
+        QUICK.upper(): "1",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAXEFF_CACHE": str(folder / "cache"),
