@@ -5,7 +5,8 @@ with scales, an adapter beside its base). Layers never learn which one they got.
 """
 
 import abc
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,3 +87,21 @@ def take(w, ids: jax.Array, dtype) -> jax.Array:
 def dense(w, dtype) -> jax.Array:
     """The weight as a plain array of `dtype`."""
     return w.dense(dtype) if is_weight(w) else w.astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shifted(Weight):
+    """A weight, array or node, whose products have a bias added: a head's, for who reads heads as one weight."""
+
+    weight: Any
+    bias: jax.Array
+
+    def dense(self, dtype) -> jax.Array:
+        """The weight alone."""
+        return dense(self.weight, dtype)
+
+    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
+        """Its product and the bias, whose axes are the result's last."""
+        y = einsum(eqn, x, self.weight)
+        return y + self.bias.astype(y.dtype).reshape((1,) * (y.ndim - self.bias.ndim) + self.bias.shape)

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxeff.core.spec import Normal, Spec, fan_in
-from jaxeff.core.weight import einsum, take
+from jaxeff.core.spec import Normal, Spec, fan_in, zeros
+from jaxeff.core.weight import Shifted, einsum, take
 from jaxeff.mixers import start
 from jaxeff.mixers.base import Ctx, Out
 from jaxeff.mixers.norm import Norm, RMSNorm
 from jaxeff.models.stack import Stack, Stage
+from jaxeff.ops.segments import empty_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,9 @@ class LM:
     """A causal language model.
 
     stages: see `models.stack`. tied: the head is the embedding. embed_scale: what embeddings are multiplied by, a factor or "sqrt"
-    for sqrt(D); embed_norm: a norm after that. softcap: c tanh(logits / c). remat: what the backward pass recomputes. scan False
-    unrolls the layers (same parameters). max_positions: the longest text the model may see, None for no bound.
+    for sqrt(D); learned_positions: a vector for each of `max_positions` places is added to them (GPT-2); embed_norm: a norm after
+    that. head_bias: of the logits (Phi). softcap: c tanh(logits / c). remat: what the backward pass recomputes. scan False unrolls
+    the layers (same parameters). max_positions: the longest text the model may see, None for no bound.
 
     Raises ValueError for impossible sizes, UserError for unknown names and shared values that nobody writes.
     """
@@ -32,6 +34,8 @@ class LM:
     tied: bool = True
     embed_scale: float | Literal["sqrt"] | None = None
     embed_norm: Norm | None = None
+    learned_positions: bool = False
+    head_bias: bool = False
     softcap: float | None = None
     norm: Norm = RMSNorm()
     remat: Literal["none", "full", "dots"] = "none"
@@ -50,6 +54,8 @@ class LM:
             value = getattr(self, name)
             if not isinstance(value, Norm) and not (optional and value is None):
                 raise ValueError(f"LM.{name} must be RMSNorm(...) or LayerNorm(...), found {value!r}")
+        if self.learned_positions and self.max_positions is None:
+            raise ValueError("LM.learned_positions needs max_positions, the number of places that have a vector")
         self.specs()
 
     @functools.cached_property
@@ -63,7 +69,8 @@ class LM:
         return self.stack.n_layers
 
     def specs(self):
-        """`embed`, the stack's `blocks/<i>/...` and `tied/<name>/...`, `norm/scale`, `head` where untied, `embed_norm/scale`."""
+        """`embed`, the stack's `blocks/<i>/...` and `tied/<name>/...`, `norm/scale`; `head` where untied, `head_bias`, `positions`,
+        `embed_norm/scale`."""
         width = (self.d_model,), ("embed",)
         specs = {"embed": Spec((self.vocab_size, self.d_model), ("vocab", "embed"), Normal(0.02))}
         specs |= self.stack.specs()
@@ -72,11 +79,19 @@ class LM:
             specs["embed_norm"] = self.embed_norm.specs(*width)
         if not self.tied:
             specs["head"] = Spec((self.d_model, self.vocab_size), ("embed", "vocab"), fan_in)
+        if self.head_bias:
+            specs["head_bias"] = Spec((self.vocab_size,), ("vocab",), zeros, n_in=0)
+        if self.learned_positions:
+            specs["positions"] = Spec((self.max_positions, self.d_model), (None, "embed"), Normal(0.02))
         return specs
 
     def init_state(self, batch: int, max_len: int, dtype=jnp.float32):
-        """Decode states for texts of at most `max_len` tokens, stacked like the parameters."""
-        return self.stack.init_state(batch, max_len, dtype)
+        """Decode states for texts of at most `max_len` tokens, stacked like the parameters; beside them the next `position` of each
+        row where positions are learned."""
+        state = self.stack.init_state(batch, max_len, dtype)
+        return (
+            state | {"position": jax.tree.map(lambda x: x[None], empty_row(batch))} if self.learned_positions else state
+        )
 
     def start(self, params, batch: int, max_len: int, *, ctx: Ctx = Ctx()):
         """The state that texts of at most `max_len` tokens begin with: an empty one, or what was learned, see `mixers.start`."""
@@ -107,7 +122,8 @@ class LM:
 
     def head(self, params) -> tuple[Any, str]:
         """(the output weight, "vd" or "dv", the order of its axes)."""
-        return (params["embed"], "vd") if self.tied else (params["head"], "dv")
+        weight, axes = (params["embed"], "vd") if self.tied else (params["head"], "dv")
+        return (Shifted(weight, params["head_bias"]) if self.head_bias else weight), axes
 
     def hidden(self, params, tokens_BT: jax.Array, state=None, *, ctx: Ctx = Ctx()) -> Out:
         """y: x_BTD after the final norm in the compute dtype, which the head, or a loss that never forms logits, reads. aux by path
@@ -124,7 +140,14 @@ class LM:
         if self.embed_scale is not None:
             scale = self.d_model**0.5 if self.embed_scale == "sqrt" else self.embed_scale
             x_BTD = x_BTD * jnp.asarray(scale, x_BTD.dtype)
+        own = {}
+        if self.learned_positions:
+            row = None if state is None else jax.tree.map(lambda x: x[0], state["position"])
+            tokens, row = ctx.tokens(x_BTD, row)
+            x_BTD = x_BTD + take(params["positions"], tokens.position, x_BTD.dtype)
+            own = {} if row is None else {"position": jax.tree.map(lambda x: x[None], row)}
         if self.embed_norm is not None:
             x_BTD = self.embed_norm.apply(params["embed_norm"], x_BTD)
         out = self.stack.apply(params, ctx.constrain(x_BTD, "batch", "time", None), state, ctx=ctx)
-        return out._replace(y=self.norm.apply(params["norm"], out.y))
+        after = None if state is None else out.state | own
+        return out._replace(y=self.norm.apply(params["norm"], out.y), state=after)

@@ -1,5 +1,6 @@
 """Logits of public models as Transformers computes them, into hf_<model_type>.npz: `<case>/config`, what it
-writes as config.json; `/shapes`, of its tensors by name; `/x` tokens and `/y` their logits, float32.
+writes as config.json; `/tensors`, their
+names, those that they were drawn as, and shapes; `/x` tokens and `/y` their logits, float32.
 
 The weights are those of hf_cases.py, so that no file has to hold them. With a folder as argument, each model is saved there too,
 in hf/<case>, as Transformers saves it. The second argument is the seed.
@@ -7,11 +8,13 @@ in hf/<case>, as Transformers saves it. The second argument is the seed.
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.golden.hf_cases import CASES, drawn  # noqa: E402  (found by the line above)
@@ -30,6 +33,12 @@ def made(model_type, fields):
     return model
 
 
+def drawn_as(tensors, parameters):
+    """name in the file -> (name of the parameter that it was drawn as, shape): a few are called otherwise in a file."""
+    renamed = iter([name for name in parameters if name not in tensors])
+    return {name: (name if name in parameters else next(renamed), list(x.shape)) for name, x in tensors.items()}
+
+
 def main():
     arrays = {model_type: {} for model_type, _ in CASES.values()}
     for case, (model_type, fields) in CASES.items():
@@ -37,14 +46,13 @@ def main():
         tokens = np.random.default_rng(SEED).integers(0, fields["vocab_size"], (2, 13))
         with torch.no_grad():
             logits = model(torch.from_numpy(tokens), use_cache=False).logits
-        folder = FOLDER / "hf" / case
-        if len(sys.argv) > 1:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            folder = FOLDER / "hf" / case if len(sys.argv) > 1 else Path(elsewhere)
             model.save_pretrained(folder)
-        shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-        config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+            config, tensors = (folder / "config.json").read_text(), load_file(folder / "model.safetensors")
         arrays[model_type] |= {
-            f"{case}/config": np.array(json.dumps(config)),
-            f"{case}/shapes": np.array(json.dumps(shapes)),
+            f"{case}/config": np.array(config),
+            f"{case}/tensors": np.array(json.dumps(drawn_as(tensors, dict(model.named_parameters())))),
             f"{case}/x": tokens.astype(np.int32),
             f"{case}/y": logits.numpy(),
         }

@@ -11,6 +11,8 @@ import jaxeff
 from jaxeff.core.sharding import MESH_AXES
 from jaxeff.mixers import GQA, MLP, Ctx, LayerNorm, RMSNorm, SlidingWindow
 from jaxeff.models import LM, Block, Stage
+from jaxeff.objectives.causal import Causal, next_tokens
+from jaxeff.ops.losses import cross_entropy_reference
 from jaxeff.ops.rope import Rope
 from tests.closeness import assert_close
 from tests.compiled import apply_model, values
@@ -213,3 +215,43 @@ def test_a_step_lowers_for_a_mesh_that_does_not_exist():
 
     text = jax.jit(jax.grad(loss)).trace(params, tokens).lower(lowering_platforms=("tpu",)).as_text()
     assert "sdy" in text or "sharding" in text
+
+
+PLACED = LM(
+    17, 16, (Stage((Block(GQA(n_heads=2, rope=None), MLP(d_hidden=24)),), 2),), learned_positions=True, head_bias=True,
+    max_positions=12,
+)  # fmt: skip
+
+
+def test_learned_positions_and_a_bias_of_the_head():
+    params = values(PLACED, KEY)
+    assert params["positions"].shape == (12, 16) and params["head_bias"].shape == (17,)
+    params["head_bias"] = jnp.arange(17.0)
+    whole = logits(PLACED, params)
+    # Rows that go on from a state, one of them after padding, stand at the same places.
+    ids = jnp.asarray([[1] * 4, [1, 1, 0, 0]])
+    first = apply_model(PLACED, params, TOKENS[:, :4], PLACED.init_state(2, 9), Ctx(segment_ids=ids))
+    second = apply_model(PLACED, params, TOKENS[:, 4:6].at[1].set(TOKENS[1, 2:4]), first.state, Ctx())
+    assert_close(second.y[0], whole[0, 4:6], 1e-5)
+    assert_close(second.y[1], whole[1, 2:4], 1e-5)
+    # A text's second half as a segment of its own counts from its own start.
+    packed = Ctx(segment_ids=jnp.asarray([[1] * 4 + [2] * 5] * 2), positions=jnp.asarray([[*range(4), *range(5)]] * 2))
+    alone = apply_model(PLACED, params, TOKENS[:, 4:], None, Ctx())
+    assert_close(apply_model(PLACED, params, TOKENS, None, packed).y[:, 4:], alone.y, 1e-5)
+
+
+def test_the_loss_reads_the_head_with_its_bias():
+    params = values(PLACED, KEY)
+    params["head_bias"] = jnp.linspace(-2, 2, 17)
+    batch = {"tokens": TOKENS, "loss_mask": jnp.ones(TOKENS.shape), "segment_ids": jnp.ones(TOKENS.shape, jnp.int32)}
+    batch["positions"] = jnp.broadcast_to(jnp.arange(9), TOKENS.shape)
+
+    def ours(params):
+        return Causal().sums(PLACED, params, batch)["loss"].total
+
+    def plain(params):
+        return cross_entropy_reference(PLACED.apply(params, TOKENS).y, next_tokens(TOKENS), batch["loss_mask"])
+
+    assert_close(jax.value_and_grad(ours)(params), jax.value_and_grad(plain)(params), 1e-5)
+    with pytest.raises(ValueError, match="max_positions"):
+        dataclasses.replace(PLACED, max_positions=None)

@@ -76,8 +76,10 @@ def layers(model: LM) -> list[Block]:
 
 
 def one(values, what: str):
-    """What all layers agree on. Raises LookupError where they differ."""
+    """What all layers agree on. Raises LookupError where they differ, or there is none."""
     distinct = list(dict.fromkeys(values))
+    if not distinct:
+        raise LookupError(f"no layer has {what}")
     if len(distinct) != 1:
         raise LookupError(f"layers differ in {what}: {', '.join(map(repr, distinct))}")
     return distinct[0]

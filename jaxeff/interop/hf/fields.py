@@ -37,6 +37,10 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self._config.get(name) is not None
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there, if only as null."""
+        return name in self._config
+
     def __call__(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
         """The field's value. Raises UserError where it is absent and has no default, or is of another kind."""
         self._asked.add(name)

@@ -1,6 +1,6 @@
 """The families of public checkpoints by `model_type`. Another one is a file beside this one and a line here."""
 
-from jaxeff.interop.hf import llama, mamba
+from jaxeff.interop.hf import gemma, gpt2, gpt_neox, llama, mamba, olmo2, phi, qwen, stablelm
 from jaxeff.interop.hf.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -9,6 +9,16 @@ FAMILIES: dict[str, Family] = {
         llama.LLAMA,
         llama.MISTRAL,
         llama.SMOLLM3,
+        qwen.QWEN2,
+        qwen.QWEN3,
+        gemma.GEMMA2,
+        gemma.GEMMA3,
+        phi.PHI,
+        phi.PHI3,
+        stablelm.STABLELM,
+        olmo2.OLMO2,
+        gpt2.GPT2,
+        gpt_neox.GPT_NEOX,
         mamba.MAMBA,
     )
 }

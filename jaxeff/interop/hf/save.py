@@ -25,12 +25,18 @@ from jaxeff.mixers.mlp import MLP
 from jaxeff.models.lm import LM
 from jaxeff.models.stack import stages
 
-# Open sizes and what they come to; how something is computed is no part of what is computed.
+# What open sizes come to; and what is the same however it is written or computed.
 RESOLVED = {
-    GQA: {"n_heads": "heads", "n_kv_heads": "kv_heads", "head_dim": "head"},
-    MLP: {"d_hidden": "hidden"},
+    GQA: lambda m: dict(
+        n_heads=m.heads,
+        n_kv_heads=m.kv_heads,
+        head_dim=m.head,
+        scale=m.scale or m.head**-0.5,
+        biases=_sorted(m),
+        impl=None,
+    ),
+    MLP: lambda m: dict(d_hidden=m.hidden, biases=_sorted(m)),
 }
-FREE = {GQA: {"impl": None}}
 BESIDE = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "generation_config.json", "chat_template.jinja",
@@ -82,7 +88,9 @@ def written(model: LM, family: str | None = None) -> tuple[Family, dict[str, Any
         reasons[name] = difference(canonical(model), canonical(again))
         if reasons[name] is None:
             return candidate, config
-    raise UserError(f"no public checkpoint holds such a model: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
+    why = {reason: [name for name, r in reasons.items() if r == reason] for reason in reasons.values()}
+    listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in why.items())
+    raise UserError(f"no public checkpoint holds such a model: {listed}")
 
 
 def canonical(model: LM) -> LM:
@@ -92,8 +100,12 @@ def canonical(model: LM) -> LM:
 
 
 def _resolved(part):
-    told = {name: getattr(part, value) for name, value in RESOLVED.get(type(part), {}).items()}
-    return part if part is None else dataclasses.replace(part, **told, **FREE.get(type(part), {}))
+    told = RESOLVED.get(type(part))
+    return part if told is None else dataclasses.replace(part, **told(part))
+
+
+def _sorted(part) -> tuple[str, ...]:
+    return tuple(sorted(set(part.biases)))
 
 
 def difference(ours, theirs, path: str = "") -> str | None:

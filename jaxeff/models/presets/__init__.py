@@ -3,8 +3,34 @@
 from collections.abc import Callable
 
 from jaxeff.models.lm import LM
-from jaxeff.models.presets import falcon_mamba, llama, mamba, mamba2, recurrent_gemma, rwkv
+from jaxeff.models.presets import (
+    falcon_mamba,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    mamba,
+    mamba2,
+    olmo2,
+    phi,
+    qwen,
+    recurrent_gemma,
+    rwkv,
+    stablelm,
+)
 
 PRESETS: dict[str, Callable[[], LM]] = {
-    **llama.PRESETS, **mamba.PRESETS, **mamba2.PRESETS, **falcon_mamba.PRESETS, **rwkv.PRESETS, **recurrent_gemma.PRESETS,
-}  # fmt: skip
+    **llama.PRESETS,
+    **qwen.PRESETS,
+    **gemma.PRESETS,
+    **phi.PRESETS,
+    **stablelm.PRESETS,
+    **olmo2.PRESETS,
+    **gpt2.PRESETS,
+    **gpt_neox.PRESETS,
+    **mamba.PRESETS,
+    **mamba2.PRESETS,
+    **falcon_mamba.PRESETS,
+    **rwkv.PRESETS,
+    **recurrent_gemma.PRESETS,
+}
