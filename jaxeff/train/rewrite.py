@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +33,7 @@ from jaxeff.train.trained import Trained, check_same, load_trained
 from jaxeff.train.workdir import describe, locked, read_run
 from jaxeff.transforms import merging
 from jaxeff.transforms.calibrate import Evidence, calibrate
+from jaxeff.transforms.distance import Distance, distances, overall, table
 from jaxeff.transforms.node import Node
 from jaxeff.transforms.plan import Transform, chain, planned, weights
 
@@ -56,7 +57,8 @@ class Measured:
 def transform(
     workdir, transforms: Sequence[Transform], out, *, calibrate: int = 0, report: Silent | None = None
 ) -> tuple[Measured, Measured, Experiment]:
-    """The run of `workdir` with its weights transformed, as the run `out`; (before, after, its experiment).
+    """The run of `workdir` with its weights transformed, as the run `out`; (before, after, its experiment). How far they lie from
+    what they were is said through `report` of the farthest, and in run.json of all.
 
     calibrate: texts of the training split to look at, for transforms that lift by what goes into weights.
 
@@ -79,7 +81,17 @@ def transform(
         plan = planned(chosen[-1], specs, evidence, before.model)
         specs, params = plan.specs, plan.lift(params, jax.random.fold_in(key, i) if i else key)
     after = _of(before, transforms=(*before.transforms, *chosen), base=str(workdir))
-    return *_written(run, after, params, out, report), after
+    moved = distances(before.specs, run.weights, params)
+    found = _written(run, after, params, out, report, {"distances": _stored(moved)} if moved else {})
+    if moved:
+        report.say(table(moved))
+    return *found, after
+
+
+def _stored(moved: Mapping[str, Distance]) -> dict[str, Any]:
+    """The distances as JSON."""
+    each = {path: {"largest": d.largest, "mean": d.mean} for path, d in moved.items()}
+    return {"all together": overall(moved), "weights": each}
 
 
 def merge(
@@ -189,8 +201,10 @@ def _score(e: Experiment, params, prepared, report: Silent) -> float | None:
     ]
 
 
-def _written(run: Trained, after: Experiment, params, out, report: Silent) -> list[Measured]:
-    """Writes the run `out`; what it was before, and what it is."""
+def _written(
+    run: Trained, after: Experiment, params, out, report: Silent, more: Mapping[str, Any] = {}
+) -> list[Measured]:
+    """Writes the run `out`, with `more` in its run.json; what it was before, and what it is."""
     found = measured([run.experiment, after], [run.weights, params], run.prepared, report)
     step = compiled(after, make_mesh())
     trained, frozen = after.weights.split(params)
@@ -201,7 +215,7 @@ def _written(run: Trained, after: Experiment, params, out, report: Silent) -> li
         rows = run.prepared.train()
         record = {"step": 0, "tokens": 0, "seconds": 0.0, "data": rows.get_state(), "frozen": checksums(frozen)}
         rows.close()
-        write_json(Path(out) / "run.json", describe(after, run.prepared, step.mesh))
+        write_json(Path(out) / "run.json", describe(after, run.prepared, step.mesh) | more)
         checkpoints = Checkpoints(out, after.objective.score, keep=after.train.keep)
         checkpoints.save(0, step.begin(trained, frozen, *scalars), record)
         checkpoints.wait()

@@ -7,6 +7,7 @@ params = plan.merge(params)           # plain arrays again
 
 from jaxeff.transforms.adalora import AdaLoRA
 from jaxeff.transforms.adapter import Adapter
+from jaxeff.transforms.distance import distances
 from jaxeff.transforms.dora import DoRA
 from jaxeff.transforms.ia3 import IA3
 from jaxeff.transforms.int4 import Int4
@@ -41,5 +42,6 @@ __all__ = [
     "Transform",
     "VeRA",
     "chain",
+    "distances",
     "specs_of",
 ]

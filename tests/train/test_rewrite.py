@@ -13,6 +13,7 @@ from jaxeff.train.loop import fit
 from jaxeff.train.overrides import override
 from jaxeff.train.rewrite import JOINS, joined, merge, transform
 from jaxeff.train.trained import load_adapters, load_trained
+from jaxeff.train.workdir import read_run
 from jaxeff.transforms import NF4, Int4, Int8, LoRA, LowRank, Mask
 from jaxeff.transforms.low_rank import by_energy
 from jaxeff.transforms.multi_lora import choose
@@ -57,6 +58,9 @@ def test_a_transformed_run_is_a_run(base, chosen, n, tmp_path):
     result = fit(e, tmp_path / "out")
     assert result.step == e.train.steps and result.score < after.score
     assert same(result.state.frozen, e.weights.split(run.weights)[1])
+    found = read_run(tmp_path / "out")["distances"]
+    assert found["weights"].keys() == {f"blocks/0/mlp/{name}" for name in ("up", "gate", "down")}
+    assert 0 < found["all together"] < max(weight["largest"] for weight in found["weights"].values()) < 1
 
 
 def test_ranks_are_those_that_hold_the_energy(base, tmp_path):
@@ -104,6 +108,7 @@ def test_adapters_of_several_runs_answer_together(adapted):
 def test_the_command_line(base, adapted, tmp_path, capsys):
     assert main(["transform", "--workdir", base, "--apply", "Int8()", "--out", str(tmp_path / "small")]) == 0
     shown = capsys.readouterr().out
+    assert "blocks/0/mixer/v" in shown and "all together" in shown
     assert "bits per weight" in shown and "validation bits per byte" in shown and "decoding, ms a token" in shown
     assert main(["eval", "--workdir", str(tmp_path / "small")]) == 0
     assert (
