@@ -9,6 +9,7 @@ import numpy as np
 import jaxeff
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.models import LM, Block, Stage
+from tests.closeness import assert_close
 
 B, T, D, V = 2, 5, 16, 12
 NAMES = tuple(MIXERS | CHANNEL_MIXERS)
@@ -49,8 +50,29 @@ def output_and_gradients(apply, params, x):
     return y, gradients
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def wrapped_and_bare(apply, part, params, x):
-    """The same of two forms of a part, in one program."""
-    bare = output_and_gradients(lambda params, x: part.apply(params, x).y, params, x)
-    return output_and_gradients(apply, params, x), bare
+def bare(part):
+    """The form without a framework, as `apply(params, x)`."""
+    return lambda params, x: part.apply(params, x).y
+
+
+def program(apply, part):
+    """Output and gradients of `apply`, traced."""
+    return jax.make_jaxpr(functools.partial(output_and_gradients, apply))(values(part), input_of(part))
+
+
+@functools.cache
+def bare_program(part):
+    """That of the bare form, which every framework's is compared with."""
+    return program(bare(part), part)
+
+
+def assert_agrees(apply, part, tolerance: float):
+    """Output and gradients of `apply(params, x)` are those of the bare form: it is the same program, letter by letter and with the
+    same constants, or else gives the same numbers. What is the same need not be compiled."""
+    ours, theirs = bare_program(part), program(apply, part)
+    if str(ours.jaxpr) == str(theirs.jaxpr):
+        assert_close(theirs.consts, ours.consts, 0)
+    else:
+        params, x = values(part), input_of(part)
+        found, expected = (jax.jit(functools.partial(output_and_gradients, f))(params, x) for f in (apply, bare(part)))
+        assert_close(found, expected, tolerance)

@@ -19,7 +19,7 @@ from jaxeff.mixers.base import Ctx
 from tests.closeness import assert_close
 from tests.compiled import apply_mixer
 from tests.documented import ROOT
-from tests.interop.parts import ATTENTION, BLOCK, NAMES, WHOLES, B, T, X, input_of, part_of, values, wrapped_and_bare
+from tests.interop.parts import ATTENTION, BLOCK, NAMES, WHOLES, B, T, X, assert_agrees, input_of, part_of, values
 
 KEY = jax.random.key(0)
 FIRST = next(hk.PRNGSequence(KEY))  # what the first module of `f.init(KEY, x)` draws
@@ -41,7 +41,7 @@ def test_it_agrees_with_the_bare_part(name):
     f, params = transformed(part), values(part)
     made = jax.eval_shape(f.init, KEY, x)
     assert made == jax.eval_shape(module_params, params) and nested(part, made["part"]).keys() == params.keys()
-    assert_close(*wrapped_and_bare(lambda params, x: f.apply(module_params(params), x), part, params, x), 2e-5)
+    assert_agrees(lambda params, x: f.apply(module_params(params), x), part, 2e-5)
 
 
 @pytest.mark.parametrize("name", WHOLES)
