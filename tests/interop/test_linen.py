@@ -1,6 +1,5 @@
 """Modules of Flax Linen: what their users do with a module, done to every mixer, a block and a model. B batch, T time, D model."""
 
-import functools
 import runpy
 
 import flax.linen as nn
@@ -31,6 +30,7 @@ from tests.interop.parts import (
     T,
     X,
     assert_agrees,
+    bare,
     input_of,
     part_of,
     values,
@@ -40,10 +40,9 @@ from tests.models.toy_mixers import FirstValue, Ones, Shift, Told
 KEY = jax.random.key(0)
 
 
-@functools.cache
-def started(part, seed=0):
-    """Variables, unboxed."""
-    return nn.unbox(jax.jit(as_linen(part).init)(jax.random.key(seed), input_of(part)))
+def filled(part):
+    """Variables with `values(part)`."""
+    return {"params": jax.tree.map(jnp.asarray, values(part))}
 
 
 @pytest.mark.parametrize("name", [*NAMES, "block", "lm"])
@@ -68,7 +67,7 @@ def test_parameters_have_the_names_shapes_and_axes_of_the_specs(name):
 
 @pytest.mark.parametrize("part", [ATTENTION, RECURRENCE, BLOCK, MODEL], ids=lambda part: type(part).__name__)
 def test_token_after_token_is_the_whole(part):
-    module, x, variables = as_linen(part), input_of(part), started(part)
+    module, x, variables = as_linen(part), input_of(part), filled(part)
     whole = jax.jit(module.apply)(variables, x)
     prefill = jax.jit(lambda v, x: module.apply(v, x, decode=True, max_len=T, mutable=["cache"]))
     step = jax.jit(lambda v, x: module.apply(v, x, decode=True, mutable=["cache"]))
@@ -92,7 +91,7 @@ def test_a_cache_is_there_after_init_and_survives_bytes():
 
 def test_decoding_without_a_cache_says_what_is_missing():
     with pytest.raises(ValueError, match="give max_len"):
-        as_linen(ATTENTION).apply(started(ATTENTION), X, decode=True, mutable=["cache"])
+        as_linen(ATTENTION).apply(filled(ATTENTION), X, decode=True, mutable=["cache"])
 
 
 @pytest.mark.parametrize("part", [BLOCK, MODEL], ids=lambda part: type(part).__name__)
@@ -193,9 +192,10 @@ def test_a_scanned_decoder_decodes():
 
 def test_weights_may_be_nodes_of_a_transform():
     plan = LoRA(("q|v",), rank=2).plan(ATTENTION.specs())
-    params = started(ATTENTION)["params"]
+    params = filled(ATTENTION)["params"]
     adapted = plan.lift(params, KEY)
-    assert_close(as_linen(ATTENTION).apply({"params": adapted}, X), ATTENTION.apply(params, X).y, 1e-6)
+    both = jax.jit(lambda adapted, params: (as_linen(ATTENTION).apply({"params": adapted}, X), bare(ATTENTION)(params, X)))
+    assert_close(*both(adapted, params), 1e-6)
 
 
 def test_decoding_begins_with_what_was_learned():
