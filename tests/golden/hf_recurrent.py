@@ -2,6 +2,7 @@
 
 SIZES = dict(vocab_size=29, hidden_size=24, num_hidden_layers=3, bos_token_id=0, eos_token_id=1, pad_token_id=0)
 MAMBA = SIZES | dict(state_size=5)
+GRIFFIN = SIZES | dict(num_hidden_layers=5, intermediate_size=40, num_attention_heads=3, attention_window_size=6)
 
 CASES = {
     "mamba": ("mamba", MAMBA),
@@ -10,7 +11,34 @@ CASES = {
         MAMBA | dict(use_bias=True, use_conv_bias=False, expand=3, conv_kernel=3, time_step_rank=5, layer_norm_epsilon=1e-3,
                      tie_word_embeddings=False, residual_in_fp32=False),
     ),
+    "mamba2": ("mamba2", MAMBA | dict(num_heads=6, head_dim=8, n_groups=1, chunk_size=4)),
+    "mamba2_grouped": (
+        "mamba2",
+        MAMBA | dict(num_heads=9, head_dim=8, expand=3, n_groups=3, use_conv_bias=False, conv_kernel=3,
+                     time_step_limit=(0.05, 0.3), layer_norm_epsilon=1e-3, tie_word_embeddings=True),
+    ),
+    "falcon_mamba": ("falcon_mamba", MAMBA),
+    "falcon_mamba_biased": (
+        "falcon_mamba",
+        MAMBA | dict(use_bias=True, use_conv_bias=False, expand=3, conv_kernel=3, time_step_rank=5, mixer_rms_eps=1e-1,
+                     layer_norm_epsilon=1e-3, tie_word_embeddings=False),
+    ),
+    "rwkv": ("rwkv", SIZES),
+    "rwkv_narrow": (
+        "rwkv",
+        SIZES | dict(attention_hidden_size=16, intermediate_size=20, layer_norm_epsilon=1e-2, rescale_every=0,
+                     tie_word_embeddings=True),
+    ),
+    "recurrent_gemma": ("recurrent_gemma", GRIFFIN),
+    "recurrent_gemma_wide": (
+        "recurrent_gemma",
+        GRIFFIN | dict(block_types=["attention", "recurrent"], lru_width=36, conv1d_width=3, head_dim=12, num_key_value_heads=1,
+                       attention_window_size=4, attention_bias=True, logits_soft_cap=2.0, rms_norm_eps=1e-3,
+                       rope_parameters=dict(rope_type="default", rope_theta=50.0, partial_rotary_factor=1.0),
+                       tie_word_embeddings=False),
+    ),
 }  # fmt: skip
+
 # name -> (mean, deviation), about as a trained model has them.
 DRAWN = {
     r".*\.A_log": (0.5, 0.5), r".*\.D": (1.0, 0.3), r".*\.(dt_bias|dt_proj\.bias)": (-2.0, 1.0),

@@ -5,6 +5,7 @@ from typing import Any
 from jaxeff.interop.hf.family import Family, embedding, layers, norm
 from jaxeff.interop.hf.fields import Fields
 from jaxeff.interop.hf.tensors import Tensor
+from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.norm import RMSNorm
 from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.models.lm import LM
@@ -55,9 +56,16 @@ def sizes(fields: Fields, tied: bool) -> dict[str, Any]:
     )
 
 
-def named_sizes(model: LM) -> dict[str, Any]:
+def mixer_of(model: LM, kind: type) -> Any:
+    """That of the first layer. Raises LookupError where a layer is not one of this kind alone."""
+    blocks = layers(model)
+    if not all(isinstance(block.mixer, kind) and block.mlp is None for block in blocks):
+        raise LookupError(f"a layer is not {kind.__name__} alone")
+    return blocks[0].mixer
+
+
+def named_sizes(model: LM, mixer: Any) -> dict[str, Any]:
     """The fields that `sizes` reads."""
-    mixer = layers(model)[0].mixer
     return dict(
         vocab_size=model.vocab_size,
         hidden_size=model.d_model,
@@ -72,9 +80,9 @@ def named_sizes(model: LM) -> dict[str, Any]:
     )
 
 
-def read(fields: Fields, tied: bool = True, bcdt_eps: float | None = None) -> LM:
-    """A model of Mamba layers. tied: where the configuration does not tell. bcdt_eps: of the norms of Falcon-Mamba."""
-    found = sizes(fields, tied)
+def read(fields: Fields, bcdt_eps: float | None = None) -> LM:
+    """A model of Mamba layers. bcdt_eps: of the norms of Falcon-Mamba."""
+    found = sizes(fields, True)
     fields.only("intermediate_size", found["expand"] * found["d_model"])
     biases = ("z", "x", "o") if fields("use_bias", bool, False) else ()
     return mamba(**found, dt_rank=fields("time_step_rank", int, None), bcdt_eps=bcdt_eps, biases=biases)
@@ -82,19 +90,19 @@ def read(fields: Fields, tied: bool = True, bcdt_eps: float | None = None) -> LM
 
 def write(model: LM) -> dict[str, Any]:
     """The fields that `read` reads."""
-    mixer = layers(model)[0].mixer
-    return named_sizes(model) | {
+    mixer = mixer_of(model, Mamba)
+    return named_sizes(model, mixer) | {
         "intermediate_size": mixer.inner,
         "time_step_rank": mixer.rank,
         "use_bias": bool(mixer.biases),
     }
 
 
-def family(model_type: str, architecture: str, read, write, block=BLOCK) -> Family:
-    """One whose names are those of Mamba."""
+def family(model_type: str, architecture: str, read, write, block=BLOCK, harmless=HARMLESS) -> Family:
+    """One whose names outside of layers are Mamba's."""
     return Family(
         model_type, architecture, "backbone.layers.{}.", read, write, TOP, lambda _: block,
-        prefix="backbone.", harmless=HARMLESS,
+        prefix="backbone.", harmless=harmless,
     )  # fmt: skip
 
 

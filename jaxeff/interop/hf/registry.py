@@ -1,6 +1,20 @@
 """The families of public checkpoints by `model_type`. Another one is a file beside this one and a line here."""
 
-from jaxeff.interop.hf import gemma, gpt2, gpt_neox, llama, mamba, olmo2, phi, qwen, stablelm
+from jaxeff.interop.hf import (
+    falcon_mamba,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    mamba,
+    mamba2,
+    olmo2,
+    phi,
+    qwen,
+    recurrent_gemma,
+    rwkv,
+    stablelm,
+)
 from jaxeff.interop.hf.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -20,5 +34,9 @@ FAMILIES: dict[str, Family] = {
         gpt2.GPT2,
         gpt_neox.GPT_NEOX,
         mamba.MAMBA,
+        mamba2.MAMBA2,
+        falcon_mamba.FALCON_MAMBA,
+        rwkv.RWKV,
+        recurrent_gemma.RECURRENT_GEMMA,
     )
 }

@@ -21,11 +21,15 @@ from jaxeff.interop.hf.files import DTYPES, read_json, write
 from jaxeff.interop.hf.load import CONFIG
 from jaxeff.interop.hf.registry import FAMILIES
 from jaxeff.mixers.gqa import GQA
+from jaxeff.mixers.mamba import Mamba
+from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.rglru import RGLRU
+from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
 from jaxeff.models.lm import LM
 from jaxeff.models.stack import stages
 
-# What open sizes come to; and what is the same however it is written or computed.
+# What open sizes come to; and what is the same however it is written or computed, or whatever it starts from.
 RESOLVED = {
     GQA: lambda m: dict(
         n_heads=m.heads,
@@ -36,6 +40,11 @@ RESOLVED = {
         impl=None,
     ),
     MLP: lambda m: dict(d_hidden=m.hidden, biases=_sorted(m)),
+    Mamba: lambda m: dict(dt_rank=m.rank, biases=_sorted(m), dt_range=Mamba.dt_range),
+    Mamba2: lambda m: dict(head_dim=m.head, norm_groups=m.normed, dt_range=Mamba2.dt_range, a_range=Mamba2.a_range),
+    RGLRU: lambda m: dict(d_rnn=m.rnn, n_heads=m.heads, biases=_sorted(m), a_range=RGLRU.a_range),
+    RWKV4: lambda m: dict(d_attention=m.attention),
+    RWKV4Channel: lambda m: dict(d_hidden=m.hidden),
 }
 BESIDE = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -56,7 +65,8 @@ def save(folder, model: LM, params, like=None, family: str | None = None) -> Non
     dtype = _dtype(params)
     source = {} if like is None else read_json(Path(like) / CONFIG)
     found, config = written(model, family or source.get("model_type"))
-    config |= {name: value for name, value in source.items() if name in HARMLESS and name not in config}
+    along = HARMLESS | (found.harmless if found.model_type == source.get("model_type") else frozenset())
+    config |= {name: value for name, value in source.items() if name in along and name not in config}
     config |= {"architectures": [found.architecture], "model_type": found.model_type, "torch_dtype": dtype.name}
     with refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
