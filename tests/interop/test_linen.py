@@ -194,7 +194,9 @@ def test_weights_may_be_nodes_of_a_transform():
     plan = LoRA(("q|v",), rank=2).plan(ATTENTION.specs())
     params = filled(ATTENTION)["params"]
     adapted = plan.lift(params, KEY)
-    both = jax.jit(lambda adapted, params: (as_linen(ATTENTION).apply({"params": adapted}, X), bare(ATTENTION)(params, X)))
+    both = jax.jit(
+        lambda adapted, params: (as_linen(ATTENTION).apply({"params": adapted}, X), bare(ATTENTION)(params, X))
+    )
     assert_close(*both(adapted, params), 1e-6)
 
 
