@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,24 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
 
-    def read(self) -> np.ndarray:
-        """The tensor, mapped: its bytes are read when they are looked at, and the memory is the system's to take back."""
+    def mapped(self) -> np.ndarray:
+        """The tensor, mapped into memory: nothing is read before it is looked at."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+
+    def read(self, view: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """The numbers of a view of `mapped`: read into `out`, of its shape, where they lie in the file in one piece, else the view.
+        What is read through a mapping costs a fault a page, and counts as this process's memory as long as the mapping lasts."""
+        if not view.flags.c_contiguous or not isinstance(view, np.memmap):
+            return view
+        whole = np.frombuffer(view._mmap, np.uint8)
+        first = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY  # of the mapping, in the file
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(first + view.ctypes.data - whole.ctypes.data)
+            if file.readinto(out.view(np.uint8).reshape(-1)) != out.nbytes:
+                raise UserError(f"{self.path} has become shorter while it was read")
+            return out
 
 
 def stored(folder: Path) -> dict[str, Stored]:

@@ -1,15 +1,16 @@
 """From a folder with `config.json` and safetensors to a model and its parameters."""
 
-import functools
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.core.errors import UserError, lookup, nearest
 from jaxeff.core.sharding import RULES, Rules, shardings
@@ -22,6 +23,11 @@ from jaxeff.interop.hf.tensors import Placed
 from jaxeff.models.lm import LM
 
 CONFIG = "config.json"
+ALIGNED = 64  # bytes
+PIECE = 2**22  # numbers that one thread copies at once
+# Of a transposed source so many rows are copied side by side first, a little apart, so that a column of them does not fall on one
+# place of the processor's cache; and a row of the result is then written by whole cache lines.
+ROWS, PAD = 128, 16
 
 
 def load(folder, dtype=None, mesh=None, rules: Rules = RULES) -> tuple[LM, Any]:
@@ -106,45 +112,86 @@ def _copy(name: str, found: Mapping[str, Stored]) -> bool:
     """Whether a tensor is a head that is stored again though it is the embedding."""
     head = found[name]
     same = (each for other, each in found.items() if "emb" in other and each.shape == head.shape)
-    return name == "lm_head.weight" and any(np.array_equal(head.read(), each.read()) for each in same)
+    return name == "lm_head.weight" and any(np.array_equal(head.mapped(), each.mapped()) for each in same)
 
 
-def _arrays(rows, own, found: Mapping[str, Stored], dtype, layouts) -> dict[str, jax.Array]:
-    """Our weights by path, each filled layer by layer from the mapped files."""
-    arrays: dict[str, jax.Array] = {}
+def _arrays(rows: Iterable[Placed], own, found: Mapping[str, Stored], dtype, layouts) -> dict[str, jax.Array]:
+    """Our weights by path, copied once from the mapped files to where they stay."""
+    sources: dict[str, list[Placed]] = {}
     for row in rows:
-        for path, view in row.split(found[row.tensor.name].read(), own):
-            layout = None if layouts is None else layouts[path]
-            if row.layer is None:
-                arrays[path] = _put(view, dtype, layout)
-                continue
-            if path not in arrays:
-                arrays[path] = jnp.zeros(own[path].shape, dtype, device=layout)
-            inner = None if layout is None else _without_layers(layout)
-            arrays[path] = _set(arrays[path], _put(view, dtype, inner), row.layer)
-    return arrays
+        for path in row.tensor.weights:
+            sources.setdefault(path, []).append(row)
+
+    def copy(out: np.ndarray, path: str, row: Placed, index: tuple[slice, ...]) -> None:
+        source = found[row.tensor.name]
+        fill(out, dict(row.split(source.mapped(), own))[path][index], source, pool)
+
+    def part(path: str, index: tuple[slice, ...]) -> np.ndarray:
+        """`index` of the weight: a layer after the other where it is stacked."""
+        bounds = [range(*i.indices(n)) for i, n in zip(index, own[path].shape, strict=True)]
+        out = _empty(tuple(map(len, bounds)), dtype)
+        if sources[path][0].layer is None:
+            copy(out, path, sources[path][0], index)
+        else:
+            by_layer = {row.layer: row for row in sources[path]}
+            for i, layer in enumerate(bounds[0]):
+                copy(out[i], path, by_layer[layer], index[1:])
+        return out
+
+    def put(path: str) -> jax.Array:
+        shape = own[path].shape
+        if layouts is None:
+            return jax.device_put(part(path, (slice(None),) * len(shape)))
+        return jax.make_array_from_callback(shape, layouts[path], lambda index: part(path, index))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {path: put(path) for path in own}
 
 
-def _put(view: np.ndarray, dtype, layout) -> jax.Array:
-    """A view of a file on its devices: copied once, each device's part by itself."""
-    if layout is None:
-        return jnp.asarray(view).astype(dtype)
-    return jax.make_array_from_callback(view.shape, layout, lambda index: np.asarray(view[index]).astype(dtype))
+def _empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Memory that a CPU device takes over as it is, which it does where the start is aligned."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _set(stacked: jax.Array, layer: jax.Array, i: int) -> jax.Array:
-    """`stacked` with its i-th entry written, in place."""
-    return _setter(stacked.sharding)(stacked, layer, i)
+def fill(out: np.ndarray, view: np.ndarray, source: Stored, pool: ThreadPoolExecutor) -> None:
+    """out[...] = view, in pieces at once, whatever the order of the axes in memory. view: of `source`, mapped."""
+    shape = coalesced(out, view)
+    out, view = out.reshape(shape), view.reshape(shape)
+    axis = int(np.argmax([n > 1 and stride for n, stride in zip(shape, view.strides, strict=True)]))
+    out, view = np.moveaxis(out, axis, 0), np.moveaxis(view, axis, 0)  # the source's rows come first
+    n, row = len(view), view[0].size
+    piece = max(1, PIECE // row)
+
+    def copy(start: int) -> None:
+        end = min(start + piece, n)
+        if view.ndim != 2:
+            here = view[start:end]
+            out[start:end] = source.read(here, np.empty(here.shape, here.dtype))
+            return
+        read, apart = np.empty((ROWS, row), view.dtype), np.empty((ROWS, row + PAD), out.dtype)[:, :row]
+        for i in range(start, end, ROWS):
+            k = min(end - i, ROWS)
+            apart[:k] = source.read(view[i : i + k], read[:k])
+            out[i : i + k] = apart[:k]
+
+    list(pool.map(copy, range(0, n, piece)))
 
 
-@functools.cache
-def _setter(layout):
-    def write(stacked, layer, i):
-        return jax.lax.dynamic_update_index_in_dim(stacked, layer, i, 0)
-
-    return jax.jit(write, donate_argnums=0, out_shardings=layout)
-
-
-def _without_layers(layout: NamedSharding) -> NamedSharding:
-    """That of one entry of a stacked weight."""
-    return NamedSharding(layout.mesh, PartitionSpec(*layout.spec[1:]))
+def coalesced(*arrays: np.ndarray) -> tuple[int, ...]:
+    """The shape of fewest axes in which all arrays, of one shape, are still views of their memory."""
+    shape: list[int] = [1]
+    strides = [[array.itemsize] for array in arrays]
+    for axis, n in enumerate(arrays[0].shape):
+        inner = [array.strides[axis] for array in arrays]
+        if n == 1:
+            continue
+        if shape == [1] or all(last[-1] == stride * n for last, stride in zip(strides, inner, strict=True)):
+            shape[-1] *= n
+            strides = [[*last[:-1], stride] for last, stride in zip(strides, inner, strict=True)]
+        else:
+            shape.append(n)
+            strides = [[*last, stride] for last, stride in zip(strides, inner, strict=True)]
+    return tuple(shape)

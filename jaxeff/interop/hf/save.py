@@ -92,7 +92,7 @@ def written(model: LM, family: str | None = None) -> tuple[Family, dict[str, Any
             config = json.loads(json.dumps(dict(candidate.write(model))))
             again = candidate.read(Fields(config | {"model_type": name}, name))
             candidate.tensors(model)
-        except (LookupError, AttributeError, ValueError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
             reasons[name] = str(error)
             continue
         reasons[name] = difference(canonical(model), canonical(again))
