@@ -31,26 +31,41 @@ def parser() -> Parser:
     train.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="change a field: train.steps=100"
     )
-    train.add_argument("--base", metavar="DIR", help="the run whose weights it starts from, as --set base=DIR")
+    train.add_argument(
+        "--base",
+        metavar="DIR",
+        help="the run whose weights it starts from; hf:DIR: a public checkpoint, model and tokenizer too",
+    )
     _workdir(train)
 
     evaluate = commands.add_parser("eval", help="loss, perplexity and bits per byte of a trained model")
     evaluate.add_argument("--split", default="validation", help="train, validation (default) or test")
     _any_base(evaluate)
-    _config(evaluate)
-    _workdir(evaluate)
+    _config(evaluate, "of a run that defines classes of its own; of a public checkpoint: whose data it is to read")
+    _run_or_public(evaluate)
 
     generate = commands.add_parser("generate", help="sample text from a trained model")
-    generate.add_argument("--prompt", default="", help="the text to go on from (default: the start of a document)")
-    generate.add_argument("--max-tokens", type=int, default=100)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    generate.add_argument("--top-k", type=int)
-    generate.add_argument("--top-p", type=float)
-    generate.add_argument("--min-p", type=float)
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument(
+        "--prompt",
+        action="append",
+        help="the text to go on from (default: the start of a document); several: one answer each",
+    )
+    _sampling(generate, 0.0, 100)
     _any_base(generate)
     _config(generate)
-    _workdirs(generate, "folder of a run; several: one answer each, by their adapters on one base")
+    _run_or_public(generate, "folder of a run; several: one answer each, by their adapters on one base", "append")
+
+    chat = commands.add_parser("chat", help="talk with a public checkpoint in the terminal, by its own template")
+    chat.add_argument("--model", required=True, metavar="hf:DIR", help="a public checkpoint that was trained to chat")
+    chat.add_argument("--system", metavar="TEXT", help="what it is told before the conversation")
+    _sampling(chat, 0.7, 512)
+
+    convert = commands.add_parser("convert", help="a run as a public checkpoint, or a public checkpoint as a run")
+    convert.add_argument("source", metavar="SRC", help="folder of a run, or hf:DIR for a public checkpoint")
+    convert.add_argument("target", metavar="DST", help="the same; at least one is hf:DIR")
+    convert.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the public checkpoint's numbers"
+    )
 
     transform = commands.add_parser("transform", help="a run whose weights are those of another, transformed")
     transform.add_argument("--apply", required=True, metavar="TRANSFORMS", help="such as 'LowRank(energy=0.9), Int8()'")
@@ -102,10 +117,25 @@ def _out(command: argparse.ArgumentParser):
     command.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
 
 
-def _config(command: argparse.ArgumentParser):
+def _config(command: argparse.ArgumentParser, what: str = "where it defines classes of its own"):
+    command.add_argument("--config", metavar="CONFIG", help=f"the config file {what}")
+
+
+def _run_or_public(command: argparse.ArgumentParser, what: str = "folder of the run", action: str = "store"):
+    either = command.add_mutually_exclusive_group(required=True)
+    either.add_argument("--workdir", action=action, metavar="DIR", help=what)
+    either.add_argument("--model", metavar="hf:DIR", help="a public checkpoint instead")
+
+
+def _sampling(command: argparse.ArgumentParser, temperature: float, tokens: int):
+    command.add_argument("--max-tokens", type=int, default=tokens)
     command.add_argument(
-        "--config", metavar="CONFIG", help="the run's config file, where it defines classes of its own"
+        "--temperature", type=float, default=temperature, help=f"0 is greedy (default {temperature:g})"
     )
+    command.add_argument("--top-k", type=int)
+    command.add_argument("--top-p", type=float)
+    command.add_argument("--min-p", type=float)
+    command.add_argument("--seed", type=int, default=0)
 
 
 def _define(config: str | None) -> None:
@@ -129,10 +159,11 @@ def train(args: argparse.Namespace) -> None:
     from jaxeff.train.loop import fit
     from jaxeff.train.overrides import override
     from jaxeff.train.progress import shown
+    from jaxeff.train.public import onto
     from jaxeff.train.signals import on_signal
 
-    base = [] if args.base is None else [f"base={args.base}"]
-    experiment = override(load(args.config), [*args.set, *base])
+    experiment = load(args.config)
+    experiment = override(experiment if args.base is None else onto(experiment, args.base), args.set)
     with on_signal() as stop, shown() as report:
         result = fit(experiment, args.workdir, report=report, stop=stop)
     if result.stopped:
@@ -147,60 +178,144 @@ def evaluate(args: argparse.Namespace) -> None:
     """`jaxeff eval`."""
     from jaxeff.evaluate.scores import evaluate
     from jaxeff.train.progress import shown
+    from jaxeff.train.public import load_public
     from jaxeff.train.trained import load_trained
 
-    _define(args.config)
     with shown() as report:
-        run = load_trained(args.workdir, report, args.any_base)
+        if args.model is None:
+            _define(args.config)
+            run = load_trained(args.workdir, report, args.any_base)
+        else:
+            run = load_public(_public(args.model), _experiment(args.config), report)
         e = run.experiment
         found = evaluate(
             e.objective, e.model, run.weights, run.prepared.eval(args.split), policy=e.policy, report=report.stage
         )
     scores = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.scores.items())
     weights = ", ".join(f"{found.sums[name].weight:,.0f} {unit}" for name, unit in UNITS.items() if name in found.sums)
-    print(f"{args.split} at step {run.step}: {scores} ({weights})")
+    when = f" at step {run.step}" if args.model is None else ""
+    print(f"{args.split}{when}: {scores} ({weights})")
 
 
 def generate(args: argparse.Namespace) -> None:
     """`jaxeff generate`."""
-    import jax
     import numpy as np
 
     from jaxeff.models.generate import generate
+
+    prompts = args.prompt or [""]
+    for prompt in prompts:
+        _check_text(prompt)
+    model, weights, tokenizer, policy, names = _speaker(args, len(prompts))
+    prompts = prompts * len(names) if names else prompts
+    rows = [tokenizer.prompt(prompt) or [tokenizer.bos_id] for prompt in prompts]
+    longest = max(map(len, rows))
+    tokens_BN = generate(
+        model,
+        weights,
+        np.asarray([row + [0] * (longest - len(row)) for row in rows], np.int32),
+        args.max_tokens,
+        prompt_lengths=np.asarray([len(row) for row in rows]),
+        eos=tokenizer.ends,
+        policy=policy,
+        **_sampled(args),
+    )
+    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        new = np.asarray(tokens_BN[i]).tolist()
+        new = new[: next((n for n, token in enumerate(new) if token in tokenizer.ends), len(new))]
+        if names:
+            print(f"{names[i]}:")
+        print(prompt + tokenizer.decode(row + new)[len(tokenizer.decode(row)) :])
+
+
+def _speaker(args: argparse.Namespace, n_prompts: int):
+    """(model, weights, tokenizer, policy, a name for each answer) of `generate`."""
+    import numpy as np
+
+    from jaxeff.core.precision import POLICIES
     from jaxeff.train.progress import Silent
+    from jaxeff.train.public import speaker
     from jaxeff.train.trained import load_adapters, load_trained
     from jaxeff.transforms.multi_lora import choose
 
-    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
-        raise UserError("the prompt is not UTF-8")
+    if args.model is not None:
+        return *speaker(_public(args.model)), POLICIES["float32"], []
     _define(args.config)
     if len(args.workdir) == 1:
-        run = load_trained(args.workdir[0], Silent(), args.any_base)
+        run, names = load_trained(args.workdir[0], Silent(), args.any_base), []
         weights = run.weights
+    elif n_prompts > 1:
+        raise UserError("several prompts or several runs, not both")
     else:
-        run = load_adapters(args.workdir, Silent(), args.any_base)
-        weights = choose(run.weights, np.arange(len(args.workdir)))
-    tokenizer = run.prepared.tokenizer
-    ids = [tokenizer.bos_id, *tokenizer.encode(args.prompt)]
-    tokens_BN = generate(
-        run.experiment.model,
-        weights,
-        np.asarray([ids] * len(args.workdir), np.int32),
-        args.max_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        key=jax.random.key(args.seed),
-        eos=tokenizer.eos_id,
-        policy=run.experiment.policy,
-    )
-    for workdir, tokens_N in zip(args.workdir, np.asarray(tokens_BN), strict=True):
-        new = tokens_N.tolist()
-        new = new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new
-        if len(args.workdir) > 1:
-            print(f"{workdir}:")
-        print(args.prompt + tokenizer.decode(ids + new)[len(tokenizer.decode(ids)) :])
+        run, names = load_adapters(args.workdir, Silent(), args.any_base), args.workdir
+        weights = choose(run.weights, np.arange(len(names)))
+    return run.experiment.model, weights, run.prepared.tokenizer, run.experiment.policy, names
+
+
+def _sampled(args: argparse.Namespace) -> dict:
+    """What `_sampling` asks for."""
+    import jax
+
+    options = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    return options | {"key": jax.random.key(args.seed)}
+
+
+def _check_text(text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError("the prompt is not UTF-8")
+
+
+def _public(name: str) -> str:
+    """The name of a public checkpoint."""
+    if not name.startswith("hf:"):
+        raise UserError(f"--model {name}: a public checkpoint is named hf:DIR; a run of jaxeff: --workdir {name}")
+    return name
+
+
+def _experiment(config: str | None):
+    """That of a config file, None without one."""
+    from jaxeff.train.config_file import load
+
+    return None if config is None else load(config)
+
+
+def chat(args: argparse.Namespace) -> None:
+    """`jaxeff chat`: a line is a turn, an empty line or the end of input ends it."""
+    from jaxeff.models.generate import stream
+    from jaxeff.train.public import speaker
+
+    model, weights, tokenizer = speaker(_public(args.model))
+    options = _sampled(args)
+    said = [] if args.system is None else [{"role": "system", "content": args.system}]
+    tokenizer.rendered([*said, {"role": "user", "content": "?"}])  # what cannot chat says so at once
+    while (line := _line("> ")) is not None:
+        _check_text(line)
+        said.append({"role": "user", "content": line})
+        answer, shown = [], ""
+        for token in stream(model, weights, tokenizer.chat(said), args.max_tokens, eos=tokenizer.ends, **options):
+            answer.append(token)
+            text = tokenizer.decode(answer).rstrip("\ufffd")  # half a letter waits for its other half
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+        print(flush=True)
+        said.append({"role": "assistant", "content": shown})
+
+
+def _line(prompt: str) -> str | None:
+    """The next line of input, None when it is empty or there is none."""
+    try:
+        return input(prompt if sys.stdin.isatty() else "") or None
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def convert(args: argparse.Namespace) -> None:
+    """`jaxeff convert`."""
+    from jaxeff.train.progress import shown
+    from jaxeff.train.public import convert
+
+    with shown() as report:
+        print(convert(args.source, args.target, args.dtype, report))
 
 
 def transform(args: argparse.Namespace) -> None:
@@ -280,6 +395,8 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "chat": chat,
+    "convert": convert,
     "transform": transform,
     "merge": merge,
     "ablate": ablate,

@@ -215,7 +215,7 @@ def test_split_that_is_not_there(trained, capsys):
         ("", "jaxeff: error: the following arguments are required: COMMAND"),
         ("trian", "jaxeff: error: argument COMMAND: invalid choice: 'trian'"),
         ("train", "jaxeff train: error: the following arguments are required: CONFIG, --workdir"),
-        ("eval --wrkdir x", "jaxeff eval: error: the following arguments are required: --workdir"),
+        ("eval --wrkdir x", "jaxeff eval: error: one of the arguments --workdir --model is required"),
         ("generate --seed y", "jaxeff generate: error: argument --seed: invalid int value: 'y'"),
         ("bench trian", "jaxeff bench: error: argument NAME: invalid choice: 'trian'"),
         ("bench generate --rounds x", "jaxeff bench generate: error: argument --rounds: invalid int value: 'x'"),

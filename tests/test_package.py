@@ -21,13 +21,14 @@ for _name in ("evaluate", "train", "lab", "bench", "cli"):
 for _name in ("train", "lab", "bench", "cli"):
     ALLOWED[_name] |= {"transforms"}
 ALLOWED["cli"] |= {"plan", "interop", "surgery", "transforms"}
+ALLOWED["train"] |= {"interop"}  # public checkpoints
 ALLOWED |= {
     "": {"core"},
     "data": {"core", "data"},
     "transforms": {"core", "ops", "mixers", "transforms"},
     "surgery": {"core", "ops", "mixers", "models", "transforms", "surgery"},
     "plan": set(ROW[:7]) | {"data", "plan"},
-    "interop": set(ROW[:4]) | {"transforms", "interop"},
+    "interop": set(ROW[:4]) | {"data", "transforms", "interop"},
 }
 HEAVY = (
     "tensorflow",

@@ -9,6 +9,7 @@ Importing this costs numpy only; TFDS, Grain and SentencePiece are imported wher
 
 from jaxeff.data.base import Data, Prepared
 from jaxeff.data.grammar import Grammar
+from jaxeff.data.public_tokenizer import Published
 from jaxeff.data.python_sources import PythonCode, PythonDocs
 from jaxeff.data.synthetic import Copy, Recall, StateTracking
 from jaxeff.data.text import TextData
@@ -21,6 +22,7 @@ __all__ = [
     "Data",
     "Grammar",
     "Prepared",
+    "Published",
     "PythonCode",
     "PythonDocs",
     "Recall",

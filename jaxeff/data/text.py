@@ -9,6 +9,7 @@ from jaxeff.data.base import Prepared
 from jaxeff.data.cache import Report, cache_root, digest, publish, silent
 from jaxeff.data.corpus import corpus_fingerprint, prepare_corpus
 from jaxeff.data.grammar import Grammar
+from jaxeff.data.public_tokenizer import Published
 from jaxeff.data.python_sources import PythonCode, PythonDocs
 from jaxeff.data.rows import prepare_rows
 from jaxeff.data.text_files import Text
@@ -21,8 +22,8 @@ class TextData:
 
     Args:
       source: where the documents come from.
-      tokenizer: how text becomes ids; learnt from the training split alone. Or other data, whose tokenizer is taken: a run that
-        goes on from another one has to read text as that one did.
+      tokenizer: how text becomes ids; learnt from the training split alone. Or that of a public checkpoint; or other data,
+        whose tokenizer is taken: a run that goes on from another one has to read text as that one did.
       seq_len: T, tokens of a row.
       batch_size: rows of the global batch, over all processes.
       seed: of the order of the training rows.
@@ -35,7 +36,7 @@ class TextData:
     """
 
     source: PythonDocs | PythonCode | Text | Grammar = PythonDocs()
-    tokenizer: "SentencePiece | Bytes | TextData" = SentencePiece()
+    tokenizer: "SentencePiece | Bytes | Published | TextData" = SentencePiece()
     seq_len: int = 256
     batch_size: int = 8
     seed: int = 0
@@ -102,6 +103,8 @@ class TextData:
         )
 
     def _tokenizer(self, corpus, root, report: Report) -> Tokenizer:
+        if isinstance(self.tokenizer, Published):
+            return self.tokenizer.load()
         if isinstance(self.tokenizer, TextData):
             return self.tokenizer._tokenizer(self.tokenizer._corpus(root, report), root, report)
         recipe = [type(self.tokenizer).__name__, asdict(self.tokenizer)]

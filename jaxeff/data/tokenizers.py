@@ -29,12 +29,14 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of ids, `pad_id`, `bos_id`, `eos_id` among them.
+      ends: the ids at which a text is over.
       pieces: the bytes of text of each id; empty for the special ones.
       identity: hex digest; equal where the ids of every text are.
       token_bytes: int32 [V], their lengths: over `encode(text)` they add up to the length of text in UTF-8.
     """
 
     pad_id, bos_id, eos_id = PAD, BOS, EOS
+    ends: tuple[int, ...] = (EOS,)
 
     def __init__(self, pieces: list[bytes], identity: str):
         self.pieces, self.identity = pieces, identity
@@ -48,6 +50,10 @@ class Tokenizer:
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
         """One int32 array of ids per text."""
         raise NotImplementedError
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids of a text that begins, to be gone on from."""
+        return [self.bos_id, *self.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Special ids vanish; bytes that make no UTF-8 become U+FFFD."""
@@ -71,7 +77,7 @@ class PieceTokenizer(Tokenizer):
         import sentencepiece
 
         self._processor = p = sentencepiece.SentencePieceProcessor(model_proto=model)
-        super().__init__([_piece_bytes(p, i) for i in range(p.vocab_size())], hashlib.sha256(model).hexdigest())
+        super().__init__([piece_bytes(p, i) for i in range(p.vocab_size())], hashlib.sha256(model).hexdigest())
         ids = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         self._newline = ids[b"\n"]
         # The mark for a space, where the text itself has it, must not come back as a space.
@@ -94,7 +100,8 @@ class PieceTokenizer(Tokenizer):
         return np.array(ids, np.int32)
 
 
-def _piece_bytes(processor, i: int) -> bytes:
+def piece_bytes(processor, i: int) -> bytes:
+    """What an id of a SentencePiece model stands for."""
     piece = processor.id_to_piece(i)
     if processor.is_byte(i):
         return bytes([int(piece[3:5], 16)])

@@ -1,6 +1,7 @@
 """Sampling from a language model: prefill, then one jitted loop of T = 1 steps. B batch, T time, N new tokens, V vocabulary."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.start import START, length
 from jaxeff.models.lm import LM
+
+STRIDE = 64  # a streamed text's prompt and room come in multiples of it
 
 
 def generate(
@@ -23,11 +26,11 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     key: jax.Array | None = None,
-    eos: int | None = None,
+    eos: int | tuple[int, ...] | None = None,
     prompt_lengths=None,
     policy: Policy = POLICIES["float32"],
 ) -> jax.Array:
-    """New tokens [B, max_tokens], int32; after `eos` a row is filled with `eos`.
+    """New tokens [B, max_tokens], int32; after `eos`, or one of several, a row is filled with it, or with the first.
 
     prompt: int [B, T]; prompt_lengths: int [B] or None: how many tokens of each row, counted from the left, are prompt (the rest
     is padding, whatever it holds). temperature 0 is greedy. top_k keeps the k likeliest; top_p the fewest tokens that together
@@ -45,7 +48,17 @@ def generate(
     filters = (top_k, top_p, min_p)
     # Temperature is traced: trying another one does not recompile.
     return _generate(
-        lm, params, prompt, lengths, max_tokens, temperature > 0, jnp.float32(temperature), filters, key, eos, policy
+        lm,
+        params,
+        prompt,
+        lengths,
+        max_tokens,
+        temperature > 0,
+        jnp.float32(temperature),
+        filters,
+        key,
+        _marks(eos),
+        policy,
     )
 
 
@@ -77,21 +90,9 @@ def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, ke
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 9, 10))
 def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters, key, eos, policy):
-    batch, t = prompt_BT.shape
-    ctx = Ctx(policy=policy)
-
-    def pick(logits_BV, step):
-        if not sampled:
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        logits_BV = keep(logits_BV / temperature, *filters)
-        return jax.random.categorical(jax.random.fold_in(key, step), logits_BV, axis=-1).astype(jnp.int32)
-
-    inside_BT = jnp.arange(t)[None] < lengths_B[:, None]
-    state = lm.start(params, batch, t + n, ctx=ctx)
-    prompt_ctx = Ctx(segment_ids=inside_BT.astype(jnp.int32), policy=policy)
-    out = lm.hidden(params, jnp.where(inside_BT, prompt_BT, 0), state, ctx=prompt_ctx)
-    last_B1D = jnp.take_along_axis(out.y, (lengths_B - 1)[:, None, None], axis=1)
-    token_B = pick(lm.logits(params, last_B1D)[:, 0], 0)
+    pick = functools.partial(_pick, sampled, filters, temperature, key)
+    logits_BV, state = _read(lm, params, prompt_BT, lengths_B, n, policy)
+    token_B = pick(logits_BV, 0)
 
     def more(carry):
         step, _, _, _, done_B = carry
@@ -99,18 +100,90 @@ def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters
 
     def advance(carry):
         step, token_B, state, out_BN, done_B = carry
-        out = lm.apply(params, token_B[:, None], state, ctx=ctx)
-        token_B = pick(out.y[:, 0], step)
-        if eos is not None:
-            token_B = jnp.where(done_B, eos, token_B)
-            done_B = done_B | (token_B == eos)
+        logits_BV, state = _next(lm, params, token_B, state, policy)
+        token_B = pick(logits_BV, step)
+        if eos:
+            token_B = jnp.where(done_B, eos[0], token_B)
+            done_B = done_B | _ended(token_B, eos)
         out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, step))
-        return step + 1, token_B, out.state, out_BN, done_B
+        return step + 1, token_B, state, out_BN, done_B
 
-    fill = 0 if eos is None else eos
-    out_BN = jnp.full((batch, n), fill, jnp.int32).at[:, 0].set(token_B)
-    done_B = jnp.zeros((batch,), bool) if eos is None else token_B == eos
-    return jax.lax.while_loop(more, advance, (jnp.int32(1), token_B, out.state, out_BN, done_B))[3]
+    fill = eos[0] if eos else 0
+    out_BN = jnp.full((prompt_BT.shape[0], n), fill, jnp.int32).at[:, 0].set(token_B)
+    return jax.lax.while_loop(more, advance, (jnp.int32(1), token_B, state, out_BN, _ended(token_B, eos)))[3]
+
+
+def stream(
+    lm: LM,
+    params,
+    prompt,
+    max_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    key: jax.Array | None = None,
+    eos: int | tuple[int, ...] | None = None,
+    policy: Policy = POLICIES["float32"],
+) -> Iterator[int]:
+    """The tokens that `generate` gives for one text, each as soon as it is known, up to the one that ends it.
+
+    prompt: int [T]. Prompts are read in whole multiples of 64 tokens, so that a conversation compiles few programs.
+
+    Raises UserError as `generate` does.
+    """
+    prompt = jnp.asarray(prompt, jnp.int32)[None]
+    lengths = jnp.full((1,), prompt.shape[1])
+    before = length(params.get(START, {}))
+    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before)
+    key, eos = jax.random.key(0) if key is None else key, _marks(eos)
+    chosen = temperature > 0, (top_k, top_p, min_p), jnp.float32(temperature), key
+    room = -(-max_tokens // STRIDE) * STRIDE
+    prompt = jnp.pad(prompt, ((0, 0), (0, -prompt.shape[1] % STRIDE)))
+    logits_BV, state = _read_alone(lm, params, prompt, lengths, room, policy)
+    for step in range(max_tokens):
+        token_B = _pick_alone(*chosen, logits_BV, step)
+        yield int(token_B[0])
+        if int(token_B[0]) in eos or step + 1 == max_tokens:
+            return
+        logits_BV, state = _next_alone(lm, params, token_B, state, policy)
+
+
+def _read(lm, params, prompt_BT, lengths_B, room: int, policy):
+    """(logits after each row's prompt, the state, which holds `room` tokens more)."""
+    inside_BT = jnp.arange(prompt_BT.shape[1])[None] < lengths_B[:, None]
+    state = lm.start(params, prompt_BT.shape[0], prompt_BT.shape[1] + room, ctx=Ctx(policy=policy))
+    ctx = Ctx(segment_ids=inside_BT.astype(jnp.int32), policy=policy)
+    out = lm.hidden(params, jnp.where(inside_BT, prompt_BT, 0), state, ctx=ctx)
+    last_B1D = jnp.take_along_axis(out.y, (lengths_B - 1)[:, None, None], axis=1)
+    return lm.logits(params, last_B1D)[:, 0], out.state
+
+
+def _next(lm, params, token_B, state, policy):
+    """(logits after one token more, the state)."""
+    out = lm.apply(params, token_B[:, None], state, ctx=Ctx(policy=policy))
+    return out.y[:, 0], out.state
+
+
+def _pick(sampled: bool, filters, temperature, key, logits_BV, step):
+    if not sampled:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = keep(logits_BV / temperature, *filters)
+    return jax.random.categorical(jax.random.fold_in(key, step), logits_BV, axis=-1).astype(jnp.int32)
+
+
+_read_alone = jax.jit(_read, static_argnums=(0, 4, 5))
+_next_alone = jax.jit(_next, static_argnums=(0, 4), donate_argnums=3)
+_pick_alone = jax.jit(_pick, static_argnums=(0, 1))
+
+
+def _marks(eos: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def _ended(token_B, eos: tuple[int, ...]):
+    return jnp.isin(token_B, jnp.asarray(eos, jnp.int32)) if eos else jnp.zeros(token_B.shape, bool)
 
 
 def keep(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_json
+from jaxeff.data.public_tokenizer import SOURCES, Published
 from jaxeff.evaluate.scores import evaluate
 from jaxeff.mixers.start import START, length
 from jaxeff.objectives.base import check_score
@@ -30,7 +31,7 @@ from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, make_step, put
-from jaxeff.train.trained import frozen_weights, initial, plain_weights
+from jaxeff.train.trained import PUBLIC, frozen_weights, initial, plain_weights
 from jaxeff.train.workdir import (
     Metrics,
     check_config,
@@ -124,13 +125,21 @@ def check_reading(experiment: Experiment, prepared):
     """Raises UserError when the run that this one starts from had another tokenizer."""
     ours = prepared.statistics.get("tokenizer")
     for field, workdir in (("base", experiment.base), ("train.init_from", experiment.train.init_from)):
-        run = None if workdir is None else read_run(workdir)
-        theirs = None if run is None else run["data"].get("tokenizer")
+        theirs = None if workdir is None else tokenizer_of(workdir)
         if ours and theirs and ours != theirs:
             raise UserError(
                 f"{field}={workdir} read text by another tokenizer ({theirs[:12]} there, {ours[:12]} here): "
-                "data.tokenizer may be the data that it was learnt from"
+                "data.tokenizer may be the data that it was learnt from, or Published(FOLDER) of a public checkpoint"
             )
+
+
+def tokenizer_of(base: str) -> str | None:
+    """The identity of a run's or a public checkpoint's tokenizer, None where it has none."""
+    if base.startswith(PUBLIC):
+        folder = Path(base.removeprefix(PUBLIC))
+        return Published(str(folder)).load().identity if any((folder / name).is_file() for name in SOURCES) else None
+    run = read_run(base)
+    return None if run is None else run["data"].get("tokenizer")
 
 
 def check_objective(experiment: Experiment, prepared, step: Step):

@@ -206,21 +206,26 @@ def _written(
 ) -> list[Measured]:
     """Writes the run `out`, with `more` in its run.json; what it was before, and what it is."""
     found = measured([run.experiment, after], [run.weights, params], run.prepared, report)
-    step = compiled(after, make_mesh())
-    trained, frozen = after.weights.split(params)
-    scalars = jnp.uint32(after.seed), jnp.float32(after.optim.lr), jnp.int32(after.train.steps)
+    write_run(out, after, run.prepared, params, more)
+    return found
+
+
+def write_run(out, experiment: Experiment, prepared, params, more: Mapping[str, Any] = {}) -> None:
+    """A run at step 0 with these weights, as the folder `out`; `more` goes into its run.json."""
+    step = compiled(experiment, make_mesh())
+    trained, frozen = experiment.weights.split(params)
+    scalars = jnp.uint32(experiment.seed), jnp.float32(experiment.optim.lr), jnp.int32(experiment.train.steps)
     with locked(Path(out)):
         if jax.tree.leaves(frozen):
             write_frozen(out, frozen)
-        rows = run.prepared.train()
+        rows = prepared.train()
         record = {"step": 0, "tokens": 0, "seconds": 0.0, "data": rows.get_state(), "frozen": checksums(frozen)}
         rows.close()
-        write_json(Path(out) / "run.json", describe(after, run.prepared, step.mesh) | more)
-        checkpoints = Checkpoints(out, after.objective.score, keep=after.train.keep)
+        write_json(Path(out) / "run.json", describe(experiment, prepared, step.mesh) | more)
+        checkpoints = Checkpoints(out, experiment.objective.score, keep=experiment.train.keep)
         checkpoints.save(0, step.begin(trained, frozen, *scalars), record)
         checkpoints.wait()
         checkpoints.close()
-    return found
 
 
 def _numbers(weight: Any) -> int:

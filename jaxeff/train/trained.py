@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import make_mesh
@@ -17,6 +18,8 @@ from jaxeff.train.state import State
 from jaxeff.train.step import Step, compiled, start
 from jaxeff.train.workdir import check_corpus, read_run, stored_experiment
 from jaxeff.transforms.multi_lora import together
+
+PUBLIC = "hf:"  # before the folder of a public checkpoint, where a run could stand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +120,14 @@ def frozen_weights(
 
 
 def plain_weights(workdir: str, model: LM, mesh, report: Silent) -> Any:
-    """The weights of another run as plain arrays for `model`, whatever that run's transforms made of them.
+    """The weights of another run as plain arrays for `model`, whatever that run's transforms made of them; or those of a public
+    checkpoint, `hf:DIR`.
 
-    Raises UserError when it is no run, has no readable checkpoint, or its model has other weights.
+    Raises UserError when it is no run, has no readable checkpoint, or its model has other weights; of a public checkpoint, when it
+    cannot be read or its model computes something else.
     """
+    if workdir.startswith(PUBLIC):
+        return public_weights(workdir.removeprefix(PUBLIC), model, mesh)
     theirs = stored_experiment(workdir)
     shapes, wanted = ({path: s.shape for path, s in paths(m.specs()).items()} for m in (theirs.model, model))
     differing = [path for path in {**wanted, **shapes} if shapes.get(path) != wanted.get(path)]
@@ -132,3 +139,17 @@ def plain_weights(workdir: str, model: LM, mesh, report: Silent) -> Any:
         )
     _, weights = restored(theirs, workdir, mesh, report)
     return theirs.weights.plan.merge(weights)
+
+
+def public_weights(folder, model: LM, mesh=None) -> Any:
+    """Those of a public checkpoint for `model`, float32. Raises UserError where it cannot be read, or holds a model that computes
+    something else."""
+    from jaxeff.interop import hf
+
+    _, theirs = hf.read_config(folder)
+    found = hf.difference(hf.canonical(theirs), hf.canonical(model))
+    if found is not None:
+        raise UserError(
+            f"{PUBLIC}{folder} holds another model: its {found} for the model here; jaxeff train --base takes it over"
+        )
+    return hf.load(folder, jnp.float32, mesh)[1]

@@ -5,7 +5,7 @@ import pytest
 
 from jaxeff.core.errors import UserError
 from jaxeff.mixers import GQA, Ctx, SlidingWindow
-from jaxeff.models import LM, Block, Stage, generate
+from jaxeff.models import LM, Block, Stage, generate, stream
 from jaxeff.models.generate import keep
 from tests.compiled import apply_model, values
 
@@ -111,3 +111,18 @@ def test_a_text_longer_than_the_models_positions():
     assert generate(lm, params, PROMPT, 3).shape == (3, 3)
     with pytest.raises(UserError, match="need 9 positions; the model has max_positions=8"):
         generate(lm, params, PROMPT, 4)
+
+
+@pytest.mark.parametrize("sampling", [{}, dict(temperature=1.5, top_k=4, key=jax.random.key(5))])
+def test_a_stream_is_what_is_generated(sampling):
+    lm = MODELS["gqa"]
+    params = parameters(lm)
+    whole = generate(lm, params, PROMPT[:1], 8, **sampling)[0].tolist()
+    assert list(stream(lm, params, PROMPT[0], 8, **sampling)) == whole
+    eos = (10**6, whole[3])
+    ended = list(stream(lm, params, PROMPT[0], 8, eos=eos, **sampling))
+    assert ended == whole[: whole.index(whole[3]) + 1]
+    filled = generate(lm, params, PROMPT[:1], 8, eos=eos, **sampling)[0].tolist()
+    assert filled == ended + [eos[0]] * (8 - len(ended))
+    with pytest.raises(UserError, match="the prompt is empty"):
+        next(stream(lm, params, [], 8))

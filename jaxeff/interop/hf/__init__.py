@@ -7,6 +7,6 @@ nor transformers.
 
 from jaxeff.interop.hf.load import load, read_config
 from jaxeff.interop.hf.registry import FAMILIES
-from jaxeff.interop.hf.save import save
+from jaxeff.interop.hf.save import canonical, difference, save
 
-__all__ = ["FAMILIES", "load", "read_config", "save"]
+__all__ = ["FAMILIES", "canonical", "difference", "load", "read_config", "save"]

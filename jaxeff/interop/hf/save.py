@@ -15,6 +15,7 @@ from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.files import refusals, write_json
 from jaxeff.core.tree import paths
 from jaxeff.core.weight import is_weight
+from jaxeff.data.public_tokenizer import FILES
 from jaxeff.interop.hf.family import Family, layers
 from jaxeff.interop.hf.fields import HARMLESS, Fields
 from jaxeff.interop.hf.files import DTYPES, read_json, write
@@ -46,10 +47,6 @@ RESOLVED = {
     RWKV4: lambda m: dict(d_attention=m.attention),
     RWKV4Channel: lambda m: dict(d_hidden=m.hidden),
 }
-BESIDE = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "generation_config.json", "chat_template.jinja",
-)  # fmt: skip
 
 
 def save(folder, model: LM, params, like=None, family: str | None = None) -> None:
@@ -76,7 +73,7 @@ def save(folder, model: LM, params, like=None, family: str | None = None) -> Non
     own, arrays = paths(model.specs()), paths(params)
     sizes = {name: math.prod(row.shape(own)) * dtype.itemsize for name, row in rows.items()}
     write_json(folder / CONFIG, config)
-    for name in BESIDE if like is not None else ():
+    for name in FILES if like is not None else ():
         if (Path(like) / name).is_file():
             with refusals(folder / name):
                 shutil.copyfile(Path(like) / name, folder / name)
