@@ -79,6 +79,7 @@ parity: $(STAMP) .venv-bench/stamp
 	  cat .cache/parity.log >&2; exit 1; }; done
 	@JAXEFF_GOLDEN="$(CURDIR)/.cache/parity" JAXEFF_PARITY="$(CURDIR)/.cache/parity.jsonl" $(VENV) -m pytest -n 2 -q tests/golden
 	@.venv-bench/bin/python tests/golden/check_hf.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
+	@.venv-bench/bin/python tests/golden/check_hf_peft.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 
 figures: $(STAMP) .venv-bench/stamp
 	@mkdir -p runs/figures

@@ -60,7 +60,7 @@ class AdaLoRA:
     rank: at the start, of rules without one. target: triplets a weight has in the end, on average. begin, end: shares of the run at
     which the budget starts to fall and has fallen. every: steps between two choices. b1, b2: smoothing of sensitivity and
     uncertainty. orthogonality: the penalty's factor, on the mean over weights. alpha: the update's scale is alpha / rank. strict:
-    whether a rank above what the weight allows is refused; else it is lowered to that and logged.
+    whether a rank above what the weight allows is refused, wide: whether it is kept; else it is lowered to that and logged.
 
     `plan` raises UserError for a rule that matches nothing or what is no matrix, and for a weight that has an adapter already.
     """
@@ -76,6 +76,7 @@ class AdaLoRA:
     orthogonality: float = 0.1
     alpha: float = 16.0
     strict: bool = False
+    wide: bool = False
 
     def __post_init__(self):
         ranks.check_rules(self.rules, self.rank, "AdaLoRA")
@@ -95,7 +96,7 @@ class AdaLoRA:
 
         def declared(path: str, rank: int) -> AdaLoRAWeight:
             spec = spec_of(known[path])
-            rank = ranks.allowed(path, spec, rank, "AdaLoRA", self.strict)
+            rank = ranks.allowed(path, spec, rank, "AdaLoRA", self.strict, self.wide)
             p, q = pair(spec, rank, Normal(0.02), Normal(0.02))
             values = Spec(
                 (*spec.stacked, rank), (*spec.axes[: spec.n_stacked], "rank"), zeros, n_in=0, n_stacked=spec.n_stacked

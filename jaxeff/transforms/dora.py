@@ -98,6 +98,13 @@ def _growth(lora: LoRAWeight, norm: jax.Array) -> jax.Array:
     return 1.0 + change / jnp.square(norm)
 
 
+def norms(weight, spec: Spec) -> jax.Array:
+    """|W| of each output, float32 [*L, *O]; 1 where it is 0. spec: of the weight."""
+    inputs = tuple(range(spec.n_stacked, spec.n_stacked + spec.n_in))
+    norm = jnp.sqrt(jnp.sum(jnp.square(dense(weight, jnp.float32)), axis=inputs))
+    return jnp.where(norm > 0, norm, 1.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class DoRA(LoRA):
     """`LoRA` with a magnitude for each output, which trains too; all settings are those of LoRA, starts from the base apart.
@@ -123,10 +130,8 @@ class DoRA(LoRA):
         nodes = {path: declared(lora) for path, lora in inner.items()}
 
         def fill(path: str, weight, key) -> DoRAWeight:
-            lora, spec = self.filled(f"{path}/lora", inner[path], weight, key), inner[path].spec()
-            inputs = tuple(range(spec.n_stacked, spec.n_stacked + spec.n_in))
-            norm = jnp.sqrt(jnp.sum(jnp.square(dense(weight, jnp.float32)), axis=inputs))
-            norm = jnp.where(norm > 0, norm, 1.0).astype(lora.a.dtype)
+            lora = self.filled(f"{path}/lora", inner[path], weight, key)
+            norm = norms(weight, inner[path].spec()).astype(lora.a.dtype)
             return DoRAWeight(lora, norm, jnp.copy(norm))
 
         return rewriting(

@@ -69,11 +69,12 @@ class LoRAWeight(Node):
 class LoRA:
     """Adapters beside the weights that `rules` match, regexes on their paths, or (regex, rank); they alone train.
 
-    rank: of rules without one. A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged, or
-    refused if `strict`. alpha: the update's scale is alpha / rank, or alpha / sqrt(rank) if `rank_stabilised`. dropout: share of
-    the adapter's inputs dropped in training. init: "kaiming", A uniform in +-1/sqrt(I) and B zero; or both from the base, which
-    keeps the rest: "pissa", its largest singular triplets (Meng et al. 2024), or "olora", the first columns of its QR decomposition
-    (Buyukakyuz 2024). lr_ratio: how many times the learning rate B has (Hayou et al. 2024, "LoRA+", who advise 16).
+    rank: of rules without one. A rank is at most what the weight allows, min(I, O); a larger one is lowered to that and logged,
+    refused if `strict`, or kept if `wide`, as an adapter that several weights share may be wider than one of them. alpha: the
+    update's scale is alpha / rank, or alpha / sqrt(rank) if `rank_stabilised`. dropout: share of the adapter's inputs dropped
+    in training. init: "kaiming", A uniform in +-1/sqrt(I) and B zero; or both from the base, which keeps the rest: "pissa", its
+    largest singular triplets (Meng et al. 2024), or "olora", the first columns of its QR decomposition (Buyukakyuz 2024).
+    lr_ratio: how many times the learning rate B has (Hayou et al. 2024, "LoRA+", who advise 16).
 
     `plan` raises UserError for a rule that matches nothing or what is no matrix, for a weight that has an adapter already, and for
     "pissa" and "olora" on a base that is no plain array, which cannot give up a part.
@@ -87,6 +88,7 @@ class LoRA:
     init: Literal["kaiming", "pissa", "olora"] = "kaiming"
     lr_ratio: float = 1.0
     strict: bool = False
+    wide: bool = False
 
     def __post_init__(self):
         for name in ("alpha", "lr_ratio"):
@@ -112,7 +114,7 @@ class LoRA:
 
         def node(path: str, rank: int) -> LoRAWeight:
             spec = spec_of(known[path])
-            rank = ranks.allowed(path, spec, rank, method, self.strict)
+            rank = ranks.allowed(path, spec, rank, method, self.strict, self.wide)
             scale = self.alpha / (rank**0.5 if self.rank_stabilised else rank)
             inner = next(nodes_of(known[path]), None)
             if self.init != "kaiming" and inner is not None:

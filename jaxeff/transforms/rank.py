@@ -29,16 +29,20 @@ def check_rules(rules: Rules, rank: int, method: str, what: str = "rank") -> Non
             )
 
 
-def allowed(path: str, spec: Spec, rank: int, method: str, strict: bool) -> int:
-    """The rank, lowered to min(I, O) and logged where it is larger; UserError instead if strict."""
-    largest = min(math.prod(spec.inputs), math.prod(spec.outputs))
-    if rank <= largest:
+def largest(spec: Spec) -> int:
+    """min(I, O)."""
+    return min(math.prod(spec.inputs), math.prod(spec.outputs))
+
+
+def allowed(path: str, spec: Spec, rank: int, method: str, strict: bool, wide: bool = False) -> int:
+    """The rank, lowered to min(I, O) and logged where it is larger; UserError instead if strict, as it is if wide."""
+    if wide or rank <= largest(spec):
         return rank
-    says = f"{method}: {path} has rank {largest} at most; {rank} was asked for"
+    says = f"{method}: {path} has rank {largest(spec)} at most; {rank} was asked for"
     if strict:
         raise UserError(says)
     logging.getLogger("jaxeff").warning(says)
-    return largest
+    return largest(spec)
 
 
 def warn_if_larger(path: str, spec: Spec, rank: int) -> None:
