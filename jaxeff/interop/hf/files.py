@@ -47,23 +47,23 @@ class Stored:
             return out
 
 
-def stored(folder: Path) -> dict[str, Stored]:
-    """The tensors of a folder's model by name.
+def stored(folder: Path, dtypes: Mapping[str, Any] = DTYPES) -> dict[str, Stored]:
+    """The tensors of a folder's model by name. dtypes: those that may be there.
 
     Raises UserError where there is no safetensors file, pickles alone, or a file that is damaged, cut short, or missing though the
     index names it.
     """
     found: dict[str, Stored] = {}
     for path in _files(folder):
-        for name, tensor in header(path).items():
+        for name, tensor in header(path, dtypes).items():
             if name in found:
                 raise UserError(f"{path}: tensor {name} is in {found[name].path.name} too")
             found[name] = tensor
     return found
 
 
-def header(path: Path) -> dict[str, Stored]:
-    """The tensors of one file by name. Raises UserError where it is damaged, or holds numbers that are no plain floats."""
+def header(path: Path, dtypes: Mapping[str, Any] = DTYPES) -> dict[str, Stored]:
+    """The tensors of one file by name. Raises UserError where it is damaged, or holds numbers of other dtypes."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -75,7 +75,7 @@ def header(path: Path) -> dict[str, Stored]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as safetensors, it is damaged or cut short: {error}") from None
     described.pop("__metadata__", None)
-    return {name: _stored(path, 8 + size, name, entry) for name, entry in described.items()}
+    return {name: _stored(path, 8 + size, name, entry, dtypes) for name, entry in described.items()}
 
 
 def write(folder: Path, sizes: Mapping[str, int], make: Callable[[str], np.ndarray]) -> None:
@@ -146,9 +146,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _stored(path: Path, start: int, name: str, entry: dict[str, Any]) -> Stored:
-    if entry["dtype"] not in DTYPES:
+def _stored(path: Path, start: int, name: str, entry: dict[str, Any], dtypes: Mapping[str, Any]) -> Stored:
+    if entry["dtype"] not in dtypes:
         raise UserError(
-            f"{path}: tensor {name} holds {entry['dtype']} numbers; {', '.join(DTYPES)} are read (quantized checkpoints are not)"
+            f"{path}: tensor {name} holds {entry['dtype']} numbers; {', '.join(dtypes)} are read (quantized checkpoints are not)"
         )
-    return Stored(path, np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), start + entry["data_offsets"][0])
+    return Stored(path, np.dtype(dtypes[entry["dtype"]]), tuple(entry["shape"]), start + entry["data_offsets"][0])

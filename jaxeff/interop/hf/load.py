@@ -42,20 +42,24 @@ def load(folder, dtype=None, mesh=None, rules: Rules = RULES) -> tuple[LM, Any]:
     found = stored(folder)
     rows = family.tensors(model)
     own = paths(model.specs())
-    found = _checked(family, rows, own, found, folder)
+    found = checked(family, rows, own, found, folder)
     dtypes = {str(each.dtype) for each in found.values()}
     if dtype is None and len(dtypes) > 1:
         raise UserError(f"{folder} holds numbers of several dtypes, {', '.join(sorted(dtypes))}: say which, dtype=...")
     dtype = jnp.dtype(dtype or dtypes.pop())
     layouts = None if mesh is None else paths(shardings(model.specs(), mesh, rules))
-    arrays = _arrays(rows, own, found, dtype, layouts)
-    return model, map_with_path(lambda path, spec: arrays[path], model.specs())
+    own = arrays(rows, own, found, dtype, layouts)
+    return model, map_with_path(lambda path, spec: own[path], model.specs())
 
 
 def read_config(folder) -> tuple[Family, LM]:
     """(family, model) of a folder's `config.json`. Raises UserError as `load` does."""
     path = Path(folder) / CONFIG
-    config = read_json(path)
+    return understood(read_json(path), path)
+
+
+def understood(config: Mapping[str, Any], path: Path) -> tuple[Family, LM]:
+    """(family, model) of a configuration that lies at `path`. Raises UserError as `load` does."""
     if "model_type" not in config:
         raise UserError(f"{path}: model_type is missing")
     family = lookup(FAMILIES, config["model_type"], "model_type that can be read")
@@ -80,10 +84,10 @@ def _check_code(fields: Fields, code: Any, family: Family) -> None:
             raise fields.error("auto_map", f"names code that is not {stem}'s")
 
 
-def _checked(
+def checked(
     family: Family, rows: Iterable[Placed], own: Mapping[str, Any], found: Mapping[str, Stored], folder: Path
 ) -> dict[str, Stored]:
-    """The file's tensors by the names of the rows."""
+    """The file's tensors by the names of the rows. Raises UserError for those that are missing, left over or of other shapes."""
     if family.prefix and not any(name.startswith(family.prefix) for name in found):
         top = {row.tensor.name for row in rows if not row.tensor.name.startswith(family.prefix)}
         found = {name if name in top else family.prefix + name: tensor for name, tensor in found.items()}
@@ -115,7 +119,7 @@ def _copy(name: str, found: Mapping[str, Stored]) -> bool:
     return name == "lm_head.weight" and any(np.array_equal(head.mapped(), each.mapped()) for each in same)
 
 
-def _arrays(rows: Iterable[Placed], own, found: Mapping[str, Stored], dtype, layouts) -> dict[str, jax.Array]:
+def arrays(rows: Iterable[Placed], own, found: Mapping[str, Stored], dtype, layouts) -> dict[str, jax.Array]:
     """Our weights by path, copied once from the mapped files to where they stay."""
     sources: dict[str, list[Placed]] = {}
     for row in rows:

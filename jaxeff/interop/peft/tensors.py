@@ -88,10 +88,11 @@ def parts(modules: Iterable[Module], nodes: Mapping[str, Any], n_in: Mapping[str
 
     Raises LookupError for weights that follow each other along the inputs.
     """
-    return {module.name: [_part(module, row, n_in) for row in table(nodes[module.paths[0]])] for module in modules}
+    return {module.name: [part(module, row, n_in) for row in table(nodes[module.paths[0]])] for module in modules}
 
 
-def _part(module: Module, row: Row, n_in: Mapping[str, int]) -> Part:
+def part(module: Module, row: Row, n_in: Mapping[str, int]) -> Part:
+    """The tensor of one row, beside the weight of a module. Raises LookupError as `parts` does."""
     end, field, theirs, ours = row
     tensor, name = module.weight.tensor, f"{PREFIX}{module.name}.{end}"
     cuts = {path: Cut.of(tensor, path, n_in[path]) for path in tensor.weights}
