@@ -129,17 +129,18 @@ def test_a_base_in_few_bits(made, params, tmp_path):
         (dict(r="2"), "r must be of type int, found '2'"),
         (dict(r=0), "LoRA.rank must be at least 1"),
         (dict(rank_pattern={"q_proj": "2"}), "rank_pattern must give each layer a number above 0"),
-        (dict(rank_pattern={"q_(": 2}), "rank_pattern has 'q_\\(', which is no regular expression"),
+        (dict(rank_pattern={"q_(": 2}), "rank_pattern has .*q_\\(.*, which is no regular expression"),
         (dict(rank_pattern={"0.self_attn.q_proj": 4}),
          r"0\.self_attn\.q_proj has an adapter of \(4, 16\.0\) and .* of \(2, 16\.0\), but both lie in blocks/0/mixer/q"),
         (dict(alpha_pattern={"1.self_attn.v_proj": 3}), r"but both lie in blocks/0/mixer/v"),
         (dict(layers_to_transform=[1]), r"0\.self_attn\.q_proj has no adapter and .*1\.self_attn\.q_proj has an adapter"),
         (dict(layers_to_transform="1"), "layers_to_transform must be a number or a list of numbers, found '1'"),
         (dict(layers_to_transform=[1], layers_pattern="block"), "target_modules chooses no layer"),
+        (dict(layers_to_transform=[1], layers_pattern=["layers("]), "layers_pattern has .* which is no regular expression"),
         (dict(exclude_modules=["layers.1.self_attn.v_proj"]), "1.self_attn.v_proj has no adapter"),
         (dict(target_modules=None), "target_modules must name layers, found None"),
         (dict(target_modules=3), "target_modules must be a regular expression or a list of names, found 3"),
-        (dict(target_modules="q_("), "target_modules is no regular expression"),
+        (dict(target_modules="q_("), "target_modules has 'q_\\(', which is no regular expression"),
         (dict(target_modules=["q_prj"]), "target_modules chooses no layer of this model; did you mean 'q_proj'"),
         (dict(target_modules=["q_proj", "lm_head"]), "target_modules chooses lm_head: embeddings and heads"),
         (dict(target_modules=["q_proj", "v_proj", "k_proj"]), r"4 tensors are missing, the first is .*k_proj\.lora_A"),
@@ -193,6 +194,41 @@ def test_files(broken, params, tmp_path):
         peft.load(folder, MODEL, params)
     with pytest.raises(UserError, match="adapter_config.json is not there"):
         peft.load(tmp_path / "nowhere", MODEL, params)
+
+
+@pytest.mark.parametrize(
+    ("model", "transform", "change", "said"),
+    [
+        (MODEL, VeRA(("blocks/0/mixer/q",), 3), dict(save_projection=False), "save_projection is understood as True alone"),
+        (MODEL, VeRA(("blocks/0/mixer/q",), 3), dict(r=4), r"vera_A has the shape \[3, 24\]; these layers make it \[4, 24\]"),
+        (MODEL, AdaLoRA(("blocks/0/mixer/q",), 3, 2.0), dict(total_step=0), "total_step must be at least 1, found 0"),
+        (MODEL, AdaLoRA(("blocks/0/mixer/q",), 3, 2.0), dict(tfinal=950), "AdaLoRA needs 0 <= begin < end <= 1"),
+        (MODEL, AdaLoRA(("blocks/0/mixer/q",), 3, 2.0), dict(use_dora=True), "use_dora is understood as False alone"),
+        (MODEL, AdaLoRA(("blocks/0/mixer/q",), 3, 2.0),
+         dict(rank_pattern={"model.layers.0.self_attn.q_proj.lora_E": [True, False, True]}), "rank_pattern does not fit .* 2"),
+        (BIASED, IA3((("blocks/0/mixer/q", "in"),)), dict(feedforward_modules=[]), "q_proj has a bias, which PEFT's IA3 scales"),
+        (MAMBA, IA3((("blocks/0/mixer/(dt_low|b|c)", "out"),)), dict(target_modules=["dt_proj"]),
+         "Transformers reads the weight of .*dt_proj past an adapter"),
+    ],
+)  # fmt: skip
+def test_fields_of_other_kinds(model, transform, change, said, tmp_path, params):
+    vera = isinstance(transform, VeRA)  # whose factors are the same in all layers
+    adapted = transform.plan(model.specs()).lift(params, jax.random.key(0)) if vera else lifted(transform, model)
+    peft.save(tmp_path / "saved", model, transform, adapted)
+    path = tmp_path / "saved/adapter_config.json"
+    assert peft.load(path.parent, model, without(adapted))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=said):
+        peft.load(path.parent, model, without(adapted))
+
+
+def test_half_the_bytes(tmp_path):
+    lora = LoRA(("blocks/0/mixer/q",), 2)
+    adapted = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lifted(lora))
+    peft.save(tmp_path / "saved", MODEL, lora, adapted)
+    _, again = peft.load(tmp_path / "saved", MODEL, without(adapted))
+    for x, y in zip(jax.tree.leaves(adapted), jax.tree.leaves(again), strict=True):
+        assert x.dtype == y.dtype == jnp.bfloat16 and np.array_equal(x, y)
 
 
 START = dict(peft_type="PROMPT_TUNING", num_virtual_tokens=3, task_type="CAUSAL_LM")

@@ -38,10 +38,6 @@ class Method:
     harmless: frozenset[str] = frozenset()
 
 
-def _per_path(base: Base, settings: Mapping[str, Any], place: str) -> dict[str, Any]:
-    return by_path(base.modules, settings, place)
-
-
 def _usual(values: Iterable[Any]) -> Any:
     """The most frequent one, of equal ones the first."""
     return Counter(values).most_common(1)[0][0]
@@ -85,13 +81,8 @@ def _pattern(settings: Mapping[str, Any], usual: Any, base: Base) -> dict[str, A
 
 def _keyed(pattern: Mapping[str, Any], name: str, default: Any, fields: AdapterFields, field: str) -> Any:
     """The setting of the first regex that is a name's end."""
-    for regex, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({regex})$", name):
-                return value
-        except re.error as error:
-            raise fields.error(field, f"has {regex!r}, which is no regular expression ({error})") from None
-    return default
+    found = (value for regex, value in pattern.items() if fields.compiled(rf"(.*\.)?({regex})$", field).match(name))
+    return next(found, default)
 
 
 def _read_lora(fields: AdapterFields, names: Sequence[str], base: Base) -> tuple[Any, ...]:
@@ -106,7 +97,7 @@ def _read_lora(fields: AdapterFields, names: Sequence[str], base: Base) -> tuple
         )
         for name in names
     }
-    found = _per_path(base, settings, fields.place)
+    found = by_path(base.modules, settings, fields.place)
     common = dict(
         dropout=fields("lora_dropout", float, 0.0),
         rank_stabilised=fields("use_rslora", bool, False),
@@ -149,8 +140,10 @@ def _read_adalora(fields: AdapterFields, names: Sequence[str], base: Base) -> tu
     for name, value in (("init_lora_weights", True), ("use_dora", False), ("use_rslora", False), ("alpha_pattern", {})):
         fields.only(name, value)
     rank, steps = fields("init_r", int, 12), fields("total_step", int)
+    if steps < 1:
+        raise fields.error("total_step", "must be at least 1")
     fields("rank_pattern", dict, None)
-    found = _per_path(base, dict.fromkeys(names, rank), fields.place)
+    found = by_path(base.modules, dict.fromkeys(names, rank), fields.place)
     return (
         AdaLoRA(
             rules=tuple(found),
@@ -223,7 +216,7 @@ def _fold_adalora(tensors: Tensors, names: Sequence[str], base: Base) -> tuple[T
 def _read_vera(fields: AdapterFields, names: Sequence[str], base: Base) -> tuple[Any, ...]:
     fields.only("save_projection", True)
     rank = fields("r", int, 256)
-    found = _per_path(base, dict.fromkeys(names, rank), fields.place)
+    found = by_path(base.modules, dict.fromkeys(names, rank), fields.place)
     d, seed = fields("d_initial", float, 0.1), fields("projection_prng_key", int, 0)
     return (VeRA(rules=tuple(found), rank=rank, d=d, seed=seed),)
 
@@ -276,7 +269,7 @@ def _read_ia3(fields: AdapterFields, names: Sequence[str], base: Base) -> tuple[
     def side(name: str) -> str:
         return "in" if (re.fullmatch(inputs, name) if isinstance(inputs, str) else name.endswith(inputs)) else "out"
 
-    found = _per_path(base, {name: side(name) for name in names}, fields.place)
+    found = by_path(base.modules, {name: side(name) for name in names}, fields.place)
     _check_unbiased(names, found, base)
     return (IA3(rules=tuple(found.items())),)
 

@@ -42,15 +42,19 @@ class AdapterFields(Fields):
         """A regular expression, or names. Raises UserError for anything else."""
         value = self.any(name)
         if isinstance(value, str) and value.lower() != ALL:
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise self.error(name, f"is no regular expression ({error})") from None
+            self.compiled(value, name)
         if value is None or isinstance(value, str):
             return value
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise self.error(name, "must be a regular expression or a list of names")
         return tuple(value)
+
+    def compiled(self, regex: str, name: str) -> re.Pattern[str]:
+        """A regular expression in the field `name`. Raises UserError where it is none."""
+        try:
+            return re.compile(regex)
+        except re.error as error:
+            raise self.error(name, f"has {regex!r}, which is no regular expression ({error})") from None
 
     def numbers(self, name: str, kind: type) -> dict[str, Any]:
         """A pattern, regex -> number. Raises UserError for anything else."""
@@ -127,8 +131,10 @@ def _layers(fields: AdapterFields):
     if not all(type(each) is int for each in kept):
         raise fields.error("layers_to_transform", "must be a number or a list of numbers")
 
+    regexes = [fields.compiled(rf"(?:^|.*?\.){pattern}\.(\d+)\.", "layers_pattern") for pattern in patterns]
+
     def f(name: str) -> bool:
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name) for pattern in patterns)
+        found = (regex.match(name) for regex in regexes)
         number = next((match for match in found if match), None)
         return number is not None and int(number[1]) in kept
 
