@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -212,6 +213,12 @@ def test_a_rank_is_what_the_weight_allows(caplog):
     found = paths(LoRA((("blocks/0/mixer/k", 99),)).plan(MODEL.specs()).specs)
     assert found["blocks/0/mixer/k/a"].shape == (2, 16, 8)
     assert "blocks/0/mixer/k has rank 8 at most; 99 was asked for" in caplog.text
+
+
+@pytest.mark.parametrize("method", [LoRA, DoRA, AdaLoRA])
+def test_a_rank_is_kept_where_it_may_be_wide(method):
+    found = paths(method((("blocks/0/mixer/k", 99),), wide=True).plan(MODEL.specs()).specs)
+    assert {x.shape[-1] for path, x in found.items() if re.fullmatch("blocks/0/mixer/k/(lora/)?[ap]", path)} == {99}
 
 
 def test_transforms_are_values():
