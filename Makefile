@@ -2,7 +2,7 @@
 # make test       lint and pytest
 # make lint       formatting, ruff's checks, and whether docs/mixers.md is what docstrings say
 # make format     puts the code into the one format
-# make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`
+# make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`, and lm-eval
 # make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours; what jaxeff
 #                 saves, loaded by Transformers
 # make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
@@ -69,7 +69,7 @@ bench-env: .venv-bench/stamp
 	@echo "making .venv-bench with torch and transformers"
 	@"$(PYTHON)" -m venv --clear .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet $(TORCH)
-	@.venv-bench/bin/python -m pip install --quiet transformers einops peft
+	@.venv-bench/bin/python -m pip install --quiet transformers einops peft lm-eval
 	@.venv-bench/bin/python -m pip install --quiet --no-deps fla-core==0.6.0 flash-linear-attention==0.6.0
 	@touch .venv-bench/stamp
 
@@ -80,6 +80,7 @@ parity: $(STAMP) .venv-bench/stamp
 	@JAXEFF_GOLDEN="$(CURDIR)/.cache/parity" JAXEFF_PARITY="$(CURDIR)/.cache/parity.jsonl" $(VENV) -m pytest -n 2 -q tests/golden
 	@.venv-bench/bin/python tests/golden/check_hf.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 	@.venv-bench/bin/python tests/golden/check_hf_peft.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
+	@$(VENV) tests/golden/check_lm_eval.py .cache/parity .venv-bench 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 
 figures: $(STAMP) .venv-bench/stamp
 	@mkdir -p runs/figures

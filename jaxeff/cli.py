@@ -40,6 +40,8 @@ def parser() -> Parser:
 
     evaluate = commands.add_parser("eval", help="loss, perplexity and bits per byte of a trained model")
     evaluate.add_argument("--split", default="validation", help="train, validation (default) or test")
+    evaluate.add_argument("--tasks", metavar="NAME,...", help="tasks of lm-eval instead, scored as its own models are")
+    evaluate.add_argument("--include-path", metavar="DIR", help="folder with tasks of your own, as lm-eval reads them")
     _any_base(evaluate)
     _config(evaluate, "of a run that defines classes of its own; of a public checkpoint: whose data it is to read")
     _run_or_public(evaluate)
@@ -176,6 +178,9 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """`jaxeff eval`."""
+    if args.tasks is not None:
+        print(_scored(args))
+        return
     from jaxeff.evaluate.scores import evaluate
     from jaxeff.train.progress import shown
     from jaxeff.train.public import load_public
@@ -195,6 +200,16 @@ def evaluate(args: argparse.Namespace) -> None:
     weights = ", ".join(f"{found.sums[name].weight:,.0f} {unit}" for name, unit in UNITS.items() if name in found.sums)
     when = f" at step {run.step}" if args.model is None else ""
     print(f"{args.split}{when}: {scores} ({weights})")
+
+
+def _scored(args: argparse.Namespace) -> str:
+    """The table of lm-eval's tasks."""
+    import jaxeff.train.lm_eval  # noqa: F401  tells lm-eval of us
+    from jaxeff.evaluate.lm_eval import table
+
+    _define(args.config)
+    model = args.workdir if args.model is None else _public(args.model)
+    return table(args.tasks, args.include_path, model=model, any_base=args.any_base)
 
 
 def generate(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ space before the first word, and bits per byte count that space as a byte.
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ class PublishedTokenizer(Tokenizer):
     """What `read` gives. template: of chats, None where there is none. ends: the ids that a model was published to stop at."""
 
     def __init__(
-        self, pieces: list[bytes], identity: str, encode, config: Mapping[str, Any], template: str | None, **ids
+        self, pieces: list[bytes], identity: str, coding, config: Mapping[str, Any], template: str | None, **ids
     ):
         super().__init__(pieces, identity)
-        self._encode, self._config, self.template = encode, config, template
+        self._encode, self._decode = coding
+        self._config, self.template = config, template
         self.eos_id, self.bos_id, self.pad_id, self.ends = ids["eos"], ids["bos"], ids["pad"], ids["ends"]
 
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
@@ -52,8 +53,26 @@ class PublishedTokenizer(Tokenizer):
         return [np.asarray(ids, np.int32) for ids in self._encode(texts, marks=False, begin=False)]
 
     def prompt(self, text: str) -> list[int]:
-        """The ids of a text as the model was trained to see one begin, special tokens in it understood."""
-        return list(self._encode([text], marks=True, begin=True)[0])
+        """The ids of a text as the model was trained to see one begin, special tokens in it understood; one that spells out how it
+        begins does so once."""
+        mark = _content(self._config.get("bos_token"))
+        return list(self._encode([text], marks=True, begin=not mark or not text.startswith(mark))[0])
+
+    @property
+    def prefix_id(self) -> int:
+        """`eos_id` where the tokenizer says that no token begins a text, whatever the model's config has."""
+        return self.eos_id if self._config.get("bos_token", "") is None else self.bos_id
+
+    def continued(self, text: str) -> list[int]:
+        return list(self._encode([text], marks=True, begin=False)[0])
+
+    def scored(self, text: str) -> list[int]:
+        """With the mark that begins a text, where there is one: published perplexities count it."""
+        return self.prompt(text)
+
+    def answer(self, ids: Iterable[int]) -> str:
+        """As the library writes it: some drop a space before the first word."""
+        return self._decode([int(i) for i in ids if i < self.vocab_size])
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation, [{"role": "user", "content": ...}, ...], up to where the answer begins.
@@ -62,8 +81,12 @@ class PublishedTokenizer(Tokenizer):
         """
         return list(self._encode([self.rendered(messages)], marks=True, begin=False)[0])
 
-    def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A conversation as text. Raises UserError as `chat` does."""
+    def rendered(self, messages: Sequence[Mapping[str, str]], begin_answer: bool = True) -> str:
+        """A conversation as text, up to where the answer begins; begin_answer False: up to the end of the last message, which the
+        answer goes on from.
+
+        Raises UserError as `chat` does.
+        """
         if self.template is None:
             raise UserError(
                 "this tokenizer has no chat template: the model was not trained to chat; see jaxeff generate"
@@ -72,9 +95,10 @@ class PublishedTokenizer(Tokenizer):
 
         marks = {name: _content(value) for name, value in self._config.items() if name.endswith("_token")}
         try:
-            return _compiled(self.template).render(messages=messages, add_generation_prompt=True, **marks)
+            text = _compiled(self.template).render(messages=messages, add_generation_prompt=begin_answer, **marks)
         except (jinja2.TemplateError, _RefusedError) as error:
             raise UserError(f"the chat template refuses this conversation: {error}") from None
+        return text if begin_answer else _unfinished(text, messages[-1]["content"])
 
 
 def read(folder: Path) -> PublishedTokenizer:
@@ -84,14 +108,14 @@ def read(folder: Path) -> PublishedTokenizer:
     }
     template = _template(folder, config)
     if (folder / WHOLE).is_file():
-        pieces, encode, ids = _library(folder / WHOLE)
+        pieces, coding, ids = _library(folder / WHOLE)
     elif (folder / PIECES).is_file():
-        pieces, encode, ids = _sentencepiece(folder / PIECES, config)
+        pieces, coding, ids = _sentencepiece(folder / PIECES, config)
     else:
         raise UserError(f"{folder} has no tokenizer: neither {WHOLE} nor {PIECES}")
     source = folder / (WHOLE if (folder / WHOLE).is_file() else PIECES)
     identity = hashlib.sha256(source.read_bytes()).hexdigest()
-    return PublishedTokenizer(pieces, identity, encode, config, template, **_special(folder, config, ids))
+    return PublishedTokenizer(pieces, identity, coding, config, template, **_special(folder, config, ids))
 
 
 def _special(folder: Path, config: Mapping[str, Any], ids) -> dict[str, Any]:
@@ -117,7 +141,7 @@ def _special(folder: Path, config: Mapping[str, Any], ids) -> dict[str, Any]:
 
 
 def _library(path: Path):
-    """(bytes of each id, encode, token -> id) of a `tokenizer.json`."""
+    """(bytes of each id, (encode, decode), token -> id) of a `tokenizer.json`."""
     import tokenizers
 
     try:
@@ -138,7 +162,7 @@ def _library(path: Path):
         own.encode_special_tokens = not marks
         return [found.ids for found in own.encode_batch(texts, add_special_tokens=begin)]
 
-    return pieces, encode, own.token_to_id
+    return pieces, (encode, own.decode), own.token_to_id
 
 
 def _bytes_of(described: Mapping[str, Any], path: Path):
@@ -169,7 +193,7 @@ def _letters() -> dict[str, int]:
 
 
 def _sentencepiece(path: Path, config: Mapping[str, Any]):
-    """(bytes of each id, encode, token -> id) of a SentencePiece model."""
+    """(bytes of each id, (encode, decode), token -> id) of a SentencePiece model."""
     import sentencepiece
 
     try:
@@ -181,7 +205,15 @@ def _sentencepiece(path: Path, config: Mapping[str, Any]):
     def encode(texts: list[str], marks: bool, begin: bool) -> list[list[int]]:
         return [[*(begins if begin else ()), *ids] for ids in own.encode(texts)]
 
-    return [piece_bytes(own, i) for i in range(own.vocab_size())], encode, own.piece_to_id
+    return [piece_bytes(own, i) for i in range(own.vocab_size())], (encode, own.decode), own.piece_to_id
+
+
+def _unfinished(text: str, last: str) -> str:
+    """A conversation up to the end of its last message, without what the template puts after it."""
+    for message in (last.lstrip(), last.strip()):
+        if message in text:
+            return text[: text.rindex(message) + len(message)]
+    raise UserError("the chat template changes the last message, which can therefore not be gone on from")
 
 
 class _RefusedError(Exception):

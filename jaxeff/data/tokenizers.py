@@ -55,6 +55,23 @@ class Tokenizer:
         """The ids of a text that begins, to be gone on from."""
         return [self.bos_id, *self.encode(text)]
 
+    @property
+    def prefix_id(self) -> int:
+        """What stands before a text that is scored from its first token on."""
+        return self.bos_id
+
+    def continued(self, text: str) -> list[int]:
+        """The ids of a text that goes on from another, special tokens in it understood where a prompt's are."""
+        return self.encode(text)
+
+    def scored(self, text: str) -> list[int]:
+        """The ids of a text whose every token is scored after `prefix_id`."""
+        return self.encode(text)
+
+    def answer(self, ids: Iterable[int]) -> str:
+        """The text of `ids` that were generated, as it is compared with what was wanted."""
+        return self.decode(ids)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Special ids vanish; bytes that make no UTF-8 become U+FFFD."""
         return b"".join(self.pieces[int(i)] for i in ids).decode("utf-8", errors="replace")

@@ -150,6 +150,65 @@ def stream(
         logits_BV, state = _next_alone(lm, params, token_B, state, policy)
 
 
+def in_pieces(
+    lm: LM,
+    params,
+    prompt,
+    max_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    key: jax.Array | None = None,
+    eos: int | tuple[int, ...] | None = None,
+    prompt_lengths=None,
+    policy: Policy = POLICIES["float32"],
+) -> Iterator[jax.Array]:
+    """The tokens of `generate`, [B, at most 64] at a time, for who may know after any piece that it is enough.
+
+    Raises UserError as `generate` does.
+    """
+    prompt = jnp.asarray(prompt, jnp.int32)
+    lengths = jnp.full(prompt.shape[:1], prompt.shape[1]) if prompt_lengths is None else jnp.asarray(prompt_lengths)
+    before = length(params.get(START, {}))
+    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before)
+    key, eos = jax.random.key(0) if key is None else key, _marks(eos)
+    chosen = temperature > 0, (top_k, top_p, min_p)
+    logits_BV, state = _read_alone(lm, params, prompt, lengths, -(-max_tokens // STRIDE) * STRIDE, policy)
+    done_B = jnp.zeros(prompt.shape[:1], bool)
+    for step in range(0, max_tokens, STRIDE):
+        drawn = step, jnp.float32(temperature), key
+        out_BN, logits_BV, state, done_B = _piece(lm, params, logits_BV, state, done_B, drawn, chosen, eos, policy)
+        yield out_BN[:, : max_tokens - step]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8), donate_argnums=3)
+def _piece(lm, params, logits_BV, state, done_B, drawn, chosen, eos, policy):
+    """(the next tokens, the logits and the state after them, which rows have ended)."""
+    start, temperature, key = drawn
+
+    def more(carry):
+        n, _, _, _, done_B = carry
+        return (n < STRIDE) & ~jnp.all(done_B)
+
+    def advance(carry):
+        n, logits_BV, state, out_BN, done_B = carry
+        token_B = _pick(*chosen, temperature, key, logits_BV, start + n)
+        if eos:
+            token_B = jnp.where(done_B, eos[0], token_B)
+            done_B = done_B | _ended(token_B, eos)
+        out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, n))
+        logits_BV, state = _next(lm, params, token_B, state, policy)
+        return n + 1, logits_BV, state, out_BN, done_B
+
+    out_BN = jnp.full((done_B.shape[0], STRIDE), eos[0] if eos else 0, jnp.int32)
+    _, logits_BV, state, out_BN, done_B = jax.lax.while_loop(
+        more, advance, (jnp.int32(0), logits_BV, state, out_BN, done_B)
+    )
+    return out_BN, logits_BV, state, done_B
+
+
 def _read(lm, params, prompt_BT, lengths_B, room: int, policy):
     """(logits after each row's prompt, the state, which holds `room` tokens more)."""
     inside_BT = jnp.arange(prompt_BT.shape[1])[None] < lengths_B[:, None]

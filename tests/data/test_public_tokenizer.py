@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers
 
 from jaxeff.core.errors import UserError
 from jaxeff.data import Published, Text, TextData
-from tests.interop.checkpoint import TEMPLATE, TEXT, tokenizer
+from tests.interop.byte_level import TEMPLATE, TEXT, tokenizer
 
 
 def folder_with(folder, config=None, generation=None):
@@ -41,6 +41,17 @@ def test_marks_in_a_text_are_letters_and_in_a_prompt_marks(tmp_path):
     assert own.prompt("a</s>")[-1] == 1
 
 
+def test_texts_that_are_scored_and_generated(tmp_path):
+    own = folder_with(tmp_path / "a").load()
+    assert own.prompt("<s>a") == own.prompt("a") == own.scored("a") == [0, *own.continued("a")]
+    assert own.continued("a</s>") == [*own.encode("a"), 1] and own.prefix_id == 0
+    assert own.answer([0, *own.encode(" a é"), 1, own.vocab_size]) == " a é"
+    # No token begins a text, whatever the model's config has: what ends one stands before it.
+    ended = folder_with(tmp_path / "b", {"bos_token": None})
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"bos_token_id": 0}))
+    assert (ended.load().bos_id, ended.load().prefix_id) == (0, 1)
+
+
 def test_pieces_with_byte_fallback(tmp_path):
     """As Llama 2 and Gemma have it."""
     vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"<0x{byte:02X}>": byte + 3 for byte in range(256)}
@@ -57,7 +68,11 @@ def test_pieces_with_byte_fallback(tmp_path):
     (folder / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": [1]}))
     found = Published(str(folder)).load()
     ids = found.encode("a é")
-    assert found.decode(ids) == " a é" and found.pieces[261] == b" a" and found.pieces[0xC3 + 3] == b"\xc3"
+    assert (
+        found.decode(ids) == found.answer(ids) == " a é"
+        and found.pieces[261] == b" a"
+        and found.pieces[0xC3 + 3] == b"\xc3"
+    )
     assert (found.bos_id, found.ends) == (0, (1,)) and found.token_bytes[0] == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 from jaxeff.core.errors import UserError
 from jaxeff.mixers import GQA, Ctx, SlidingWindow
 from jaxeff.models import LM, Block, Stage, generate, stream
-from jaxeff.models.generate import keep
+from jaxeff.models.generate import in_pieces, keep
 from tests.compiled import apply_model, values
 
 KEY = jax.random.key(0)
@@ -49,6 +49,21 @@ def test_a_row_is_filled_after_its_end():
     for ended, row in zip(out.tolist(), free.tolist(), strict=True):
         end = row.index(eos) if eos in row else 8
         assert ended[:end] == row[:end] and set(ended[end:]) <= {eos}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_pieces_are_what_comes_at_once(temperature):
+    lm = MODELS["linear"]
+    params = parameters(lm)
+    options = dict(prompt_lengths=LENGTHS, temperature=temperature, key=KEY)
+    whole = generate(lm, params, PROMPT, 70, **options)
+    pieces = list(in_pieces(lm, params, PROMPT, 70, **options))
+    assert [piece.shape for piece in pieces] == [(3, 64), (3, 6)]
+    assert jnp.array_equal(jnp.concatenate(pieces, axis=1), whole)
+    eos = int(whole[0, 66])
+    ended = generate(lm, params, PROMPT, 70, eos=eos, **options)
+    pieces = list(in_pieces(lm, params, PROMPT, 70, eos=eos, **options))
+    assert jnp.array_equal(jnp.concatenate(pieces, axis=1), ended)
 
 
 def test_sampling_follows_the_key_and_the_distribution():
