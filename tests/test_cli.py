@@ -232,8 +232,8 @@ def test_command_lines_that_cannot_be_read(words, said, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("generate --mixers gqq", "no mixer is called 'gqq'; did you mean 'gqa'?"),
-        ("generate --contexts 12a", "whole numbers with commas between, found '12a'"),
+        ("decode --mixers gqq", "no mixer is called 'gqq'; did you mean 'gqa'?"),
+        ("decode --contexts 12a", "whole numbers with commas between, found '12a'"),
         ("train --peer hff", "no peer is called 'hff'; did you mean 'hf'?"),
         ("train --sizes 256", "a size is TIMExBATCH, such as 256x4; found '256'"),
         ("train --d-model 12a", "whole numbers with commas between, found '12a'"),

@@ -14,7 +14,7 @@ from jaxeff.models.lm import LM
 from jaxeff.models.stack import Stage
 
 
-def generate(
+def decode(
     mixers: str = "linear,gqa",
     contexts: str = "64,128,256,512,1024",
     d_model: int = 256,
@@ -50,7 +50,7 @@ def generate(
     growth = {name: times[name, last][1] / times[name, first][1] for name in mixers.split(",")}
     ours = mixers.split(",")[0]
     return record(
-        "generate",
+        "decode",
         ours=1e3 * times[ours, last][1] / tokens,
         peer=1e3 * times[ours, first][1] / tokens,
         unit="ms per token",

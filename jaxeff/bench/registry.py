@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable
 
 from jaxeff.bench.attention_memory import attention_memory
-from jaxeff.bench.decode import generate
+from jaxeff.bench.decode import decode
+from jaxeff.bench.generation import generate
 from jaxeff.bench.mixers import mixers
 from jaxeff.bench.record import show
 from jaxeff.bench.recurrences import recurrences
@@ -20,6 +21,7 @@ from jaxeff.core.files import write_json
 BENCHMARKS: dict[str, Callable[..., dict]] = {
     "train": train,
     "attention-memory": attention_memory,
+    "decode": decode,
     "generate": generate,
     "mixers": mixers,
     "recurrences": recurrences,

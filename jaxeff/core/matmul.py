@@ -27,8 +27,10 @@ def einsum(eqn: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """`jnp.einsum(eqn, x, w.astype(x.dtype))`."""
     n_in = inner(eqn)
     rows = math.prod(x.shape[: x.ndim - (n_in or 0)])
-    if n_in is None or rows < MIN_ROWS or platform() != "cpu":
+    if n_in is None or platform() != "cpu":
         return jnp.einsum(eqn, x, w.astype(x.dtype))
+    if rows < MIN_ROWS:
+        return few(x, w, n_in)
     return (half if x.dtype in (jnp.bfloat16, jnp.float16) else full)(x, w, n_in)
 
 
@@ -52,6 +54,13 @@ def matrices(x: jax.Array, w: jax.Array, n_in: int) -> tuple[jax.Array, jax.Arra
     """(x_NI, w_IO) in x's dtype."""
     w_IO = w.astype(x.dtype).reshape(math.prod(w.shape[:n_in]), -1)
     return x.reshape(-1, w_IO.shape[0]), w_IO
+
+
+def few(x: jax.Array, w: jax.Array, n_in: int) -> jax.Array:
+    """The same for few rows: x is brought into the order of the weight's inputs, else the compiler reorders the weight."""
+    x_NI, w_IO = matrices(x, w, n_in)
+    y_NO = row_major(x_NI) @ w_IO
+    return y_NO.reshape(*x.shape[: x.ndim - n_in], *w.shape[n_in:])
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))

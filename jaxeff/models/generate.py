@@ -10,6 +10,7 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.start import START, length
+from jaxeff.models.apart import apart, state_apart
 from jaxeff.models.lm import LM
 
 STRIDE = 64  # a streamed text's prompt and room come in multiples of it
@@ -47,9 +48,10 @@ def generate(
     key = jax.random.key(0) if key is None else key
     filters = (top_k, top_p, min_p)
     # Temperature is traced: trying another one does not recompile.
+    fast, own = apart(lm, params, max_tokens)
     return _generate(
-        lm,
-        params,
+        (lm, fast),
+        (params, own),
         prompt,
         lengths,
         max_tokens,
@@ -89,9 +91,11 @@ def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, ke
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 9, 10))
-def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters, key, eos, policy):
+def _generate(lms, both, prompt_BT, lengths_B, n, sampled, temperature, filters, key, eos, policy):
+    (lm, fast), (params, own) = lms, both
     pick = functools.partial(_pick, sampled, filters, temperature, key)
     logits_BV, state = _read(lm, params, prompt_BT, lengths_B, n, policy)
+    state = state if fast is lm else state_apart(lm, state)
     token_B = pick(logits_BV, 0)
 
     def more(carry):
@@ -100,7 +104,7 @@ def _generate(lm, params, prompt_BT, lengths_B, n, sampled, temperature, filters
 
     def advance(carry):
         step, token_B, state, out_BN, done_B = carry
-        logits_BV, state = _next(lm, params, token_B, state, policy)
+        logits_BV, state = _next(fast, own, token_B, state, policy)
         token_B = pick(logits_BV, step)
         if eos:
             token_B = jnp.where(done_B, eos[0], token_B)
@@ -141,7 +145,7 @@ def stream(
     chosen = temperature > 0, (top_k, top_p, min_p), jnp.float32(temperature), key
     room = -(-max_tokens // STRIDE) * STRIDE
     prompt = jnp.pad(prompt, ((0, 0), (0, -prompt.shape[1] % STRIDE)))
-    logits_BV, state = _read_alone(lm, params, prompt, lengths, room, policy)
+    logits_BV, state, lm, params = _ready(lm, params, prompt, lengths, room, policy)
     for step in range(max_tokens):
         token_B = _pick_alone(*chosen, logits_BV, step)
         yield int(token_B[0])
@@ -175,7 +179,8 @@ def in_pieces(
     _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before)
     key, eos = jax.random.key(0) if key is None else key, _marks(eos)
     chosen = temperature > 0, (top_k, top_p, min_p)
-    logits_BV, state = _read_alone(lm, params, prompt, lengths, -(-max_tokens // STRIDE) * STRIDE, policy)
+    room = -(-max_tokens // STRIDE) * STRIDE
+    logits_BV, state, lm, params = _ready(lm, params, prompt, lengths, room, policy)
     done_B = jnp.zeros(prompt.shape[:1], bool)
     for step in range(0, max_tokens, STRIDE):
         drawn = step, jnp.float32(temperature), key
@@ -209,6 +214,13 @@ def _piece(lm, params, logits_BV, state, done_B, drawn, chosen, eos, policy):
     return out_BN, logits_BV, state, done_B
 
 
+def _ready(lm, params, prompt_BT, lengths_B, room: int, policy):
+    """(logits after each row's prompt, the state, the model and the parameters to go on with)."""
+    logits_BV, state = _read_alone(lm, params, prompt_BT, lengths_B, room, policy)
+    fast, own = apart(lm, params, room)
+    return logits_BV, state if fast is lm else _state_apart_alone(lm, state), fast, own
+
+
 def _read(lm, params, prompt_BT, lengths_B, room: int, policy):
     """(logits after each row's prompt, the state, which holds `room` tokens more)."""
     inside_BT = jnp.arange(prompt_BT.shape[1])[None] < lengths_B[:, None]
@@ -233,6 +245,7 @@ def _pick(sampled: bool, filters, temperature, key, logits_BV, step):
 
 
 _read_alone = jax.jit(_read, static_argnums=(0, 4, 5))
+_state_apart_alone = jax.jit(state_apart, static_argnums=0)
 _next_alone = jax.jit(_next, static_argnums=(0, 4), donate_argnums=3)
 _pick_alone = jax.jit(_pick, static_argnums=(0, 1))
 

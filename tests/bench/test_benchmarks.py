@@ -8,7 +8,8 @@ import pytest
 
 from jaxeff.bench import registry
 from jaxeff.bench.attention_memory import attention_memory
-from jaxeff.bench.decode import generate
+from jaxeff.bench.decode import decode
+from jaxeff.bench.generation import generate
 from jaxeff.bench.pairs import PAIRS
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
@@ -109,10 +110,18 @@ def test_attention_needs_far_less_than_all_scores():
     assert attention_memory(time=2048, heads=1, kv_heads=1)["ratio"] > 8
 
 
-def test_generate():
-    entry = generate(contexts="4,8", d_model=32, layers=1, tokens=2, rounds=1)
-    check(entry, "generate")
+def test_decode():
+    entry = decode(contexts="4,8", d_model=32, layers=1, tokens=2, rounds=1)
+    check(entry, "decode")
     assert set(entry["growth"]) == {"linear", "gqa"}
+
+
+def test_generate_without_a_peer():
+    entry = generate(
+        mixers="gqa", batches="1,2", d_model=64, layers=1, vocabulary=32, prompt=4, tokens=3, peer="none", rounds=1
+    )
+    check(entry, "generate")
+    assert [row["batch"] for row in entry["rows"]] == [1, 2] and entry["peer"] is None
 
 
 def test_compile_time():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from jaxeff.core.errors import UserError
-from jaxeff.mixers import GQA, Ctx, SlidingWindow
-from jaxeff.models import LM, Block, Stage, generate, stream
+from jaxeff.mixers import GQA, RWKV7, Ctx, SlidingWindow
+from jaxeff.models import LM, Block, Stage, Tied, apart, generate, stream
 from jaxeff.models.generate import in_pieces, keep
+from jaxeff.transforms import Int8
 from tests.compiled import apply_model, values
 
 KEY = jax.random.key(0)
@@ -126,6 +127,31 @@ def test_a_text_longer_than_the_models_positions():
     assert generate(lm, params, PROMPT, 3).shape == (3, 3)
     with pytest.raises(UserError, match="need 9 positions; the model has max_positions=8"):
         generate(lm, params, PROMPT, 4)
+
+
+TIED = LM(11, d_model=16, stages=(Stage((Tied("t", "gqa"), "mamba2", Tied("t", "gqa")), 2), Stage(("linear",))))
+PLACED = LM(11, 16, (Stage((Block(GQA(rope=None)),), 2),), learned_positions=True, max_positions=20)
+
+
+@pytest.mark.parametrize("lm", [*MODELS.values(), TIED, PLACED])
+def test_layers_taken_apart_say_the_same(lm, monkeypatch):
+    params = Int8().plan(lm.specs()).lift(parameters(lm), KEY)
+    whole = generate(lm, params, PROMPT, 8, prompt_lengths=LENGTHS)
+    monkeypatch.setattr(apart, "FEWEST", 1)
+    fast, own = apart.apart(lm, params, 8)
+    assert len(fast.stages) == lm.n_layers and {leaf.shape[0] for leaf in jax.tree.leaves(own["blocks"])} == {1}
+    assert jnp.array_equal(generate(lm, params, PROMPT, 8, prompt_lengths=LENGTHS), whole)
+    assert jnp.array_equal(jnp.concatenate(list(in_pieces(lm, params, PROMPT, 8, prompt_lengths=LENGTHS)), 1), whole)
+    assert list(stream(lm, params, PROMPT[0], 8)) == whole[0].tolist()
+
+
+def test_what_is_not_taken_apart():
+    lm = MODELS["gqa"]
+    params = parameters(lm)
+    sharing = LM(11, 16, (Stage((Block(RWKV7(value_residual=False)), Block(RWKV7(value_residual=True))), 2),))
+    assert apart.apart(lm, params, 8)[0] is lm  # too few tokens
+    assert apart.apart(sharing, values(sharing, KEY), 99)[0] is sharing  # v_first would live on
+    assert jax.eval_shape(lambda params: apart.apart(lm, params, 99)[1], params).keys() == params.keys()
 
 
 @pytest.mark.parametrize("sampling", [{}, dict(temperature=1.5, top_k=4, key=jax.random.key(5))])

@@ -58,6 +58,16 @@ class Trainer:
         self.optimizer.step()
         return float(loss)
 
+    def generate(self, prompt, tokens):
+        """Greedy, with a cache, without an end."""
+        self.model.eval()
+        ids = torch.tensor(prompt)
+        with torch.inference_mode():
+            self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+                use_cache=True, pad_token_id=0, eos_token_id=None,
+            )  # fmt: skip
+
     def count(self):
         return sum(p.numel() for p in self.model.parameters())
 
@@ -103,6 +113,10 @@ def serve(lines, answer):
             start = time.perf_counter()
             loss = trainers[name].step()
             answer({"seconds": time.perf_counter() - start, "loss": loss})
+        elif do == "generate":
+            start = time.perf_counter()
+            trainers[name].generate(**request)
+            answer({"seconds": time.perf_counter() - start})
         elif do == "drop":
             answer({"dropped": trainers.pop(name, None) is not None})
         elif do == "matmul":
