@@ -69,6 +69,16 @@ def parser() -> Parser:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the public checkpoint's numbers"
     )
 
+    export = commands.add_parser("export", help="a model as files that run without jaxeff, by jax.export")
+    export.add_argument("--batch", type=int, default=1, help="texts at once (default 1)")
+    export.add_argument("--prompt-length", type=int, default=64, help="of the longest prompt, in tokens (default 64)")
+    export.add_argument("--max-length", type=int, default=256, help="of the longest text (default 256)")
+    export.add_argument("--platforms", metavar="P,...", help="cpu, cuda, tpu (default: that of this machine)")
+    _out(export, "folder of the files")
+    _any_base(export)
+    _config(export)
+    _run_or_public(export)
+
     transform = commands.add_parser("transform", help="a run whose weights are those of another, transformed")
     transform.add_argument("--apply", required=True, metavar="TRANSFORMS", help="such as 'LowRank(energy=0.9), Int8()'")
     transform.add_argument("--calibrate", type=int, default=0, metavar="N", help="look at N rows of text first")
@@ -115,8 +125,8 @@ def _any_base(command: argparse.ArgumentParser):
     )
 
 
-def _out(command: argparse.ArgumentParser):
-    command.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
+def _out(command: argparse.ArgumentParser, what: str = "folder of the new run"):
+    command.add_argument("--out", required=True, metavar="DIR", help=what)
 
 
 def _config(command: argparse.ArgumentParser, what: str = "where it defines classes of its own"):
@@ -333,6 +343,21 @@ def convert(args: argparse.Namespace) -> None:
         print(convert(args.source, args.target, args.dtype, report))
 
 
+def export(args: argparse.Namespace) -> None:
+    """`jaxeff export`."""
+    from jaxeff.interop.export import export
+
+    args.workdir = args.workdir and [args.workdir]
+    model, weights, tokenizer, policy, _ = _speaker(args, 1)
+    ids = {} if tokenizer is None else {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    platforms = args.platforms and args.platforms.split(",")
+    export(
+        args.out, model, weights, batch=args.batch, prompt=args.prompt_length, max_len=args.max_length, policy=policy,
+        platforms=platforms, ids=ids,
+    )  # fmt: skip
+    print(f"written to {args.out}: prefill.bin, decode.bin, weights.safetensors, model.json")
+
+
 def transform(args: argparse.Namespace) -> None:
     """`jaxeff transform`."""
     from jaxeff.train.overrides import transforms
@@ -412,6 +437,7 @@ COMMANDS = {
     "generate": generate,
     "chat": chat,
     "convert": convert,
+    "export": export,
     "transform": transform,
     "merge": merge,
     "ablate": ablate,

@@ -11,12 +11,12 @@ import jax
 
 from jaxeff.core.errors import nearest
 
-PLATFORMS = ("cpu", "gpu", "tpu")
+PLATFORMS = ("cpu", "gpu", "tpu", "any")  # any: plain forms alone, which run wherever they are put
 _TARGET = jax.make_user_context(default_value=None)
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu"."""
+    """ "cpu", "gpu", "tpu" or "any"."""
     return _TARGET.value or jax.default_backend()
 
 

@@ -94,7 +94,7 @@ def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, ke
 def _generate(lms, both, prompt_BT, lengths_B, n, sampled, temperature, filters, key, eos, policy):
     (lm, fast), (params, own) = lms, both
     pick = functools.partial(_pick, sampled, filters, temperature, key)
-    logits_BV, state = _read(lm, params, prompt_BT, lengths_B, n, policy)
+    logits_BV, state = read_prompt(lm, params, prompt_BT, lengths_B, n, policy)
     state = state if fast is lm else state_apart(lm, state)
     token_B = pick(logits_BV, 0)
 
@@ -104,7 +104,7 @@ def _generate(lms, both, prompt_BT, lengths_B, n, sampled, temperature, filters,
 
     def advance(carry):
         step, token_B, state, out_BN, done_B = carry
-        logits_BV, state = _next(fast, own, token_B, state, policy)
+        logits_BV, state = read_token(fast, own, token_B, state, policy)
         token_B = pick(logits_BV, step)
         if eos:
             token_B = jnp.where(done_B, eos[0], token_B)
@@ -204,7 +204,7 @@ def _piece(lm, params, logits_BV, state, done_B, drawn, chosen, eos, policy):
             token_B = jnp.where(done_B, eos[0], token_B)
             done_B = done_B | _ended(token_B, eos)
         out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, n))
-        logits_BV, state = _next(lm, params, token_B, state, policy)
+        logits_BV, state = read_token(lm, params, token_B, state, policy)
         return n + 1, logits_BV, state, out_BN, done_B
 
     out_BN = jnp.full((done_B.shape[0], STRIDE), eos[0] if eos else 0, jnp.int32)
@@ -221,8 +221,9 @@ def _ready(lm, params, prompt_BT, lengths_B, room: int, policy):
     return logits_BV, state if fast is lm else _state_apart_alone(lm, state), fast, own
 
 
-def _read(lm, params, prompt_BT, lengths_B, room: int, policy):
-    """(logits after each row's prompt, the state, which holds `room` tokens more)."""
+def read_prompt(lm, params, prompt_BT, lengths_B, room: int, policy):
+    """(float32 logits [B, V] after each row's prompt, the state, which holds `room` tokens more). prompt_BT: int32, padded on the
+    right; lengths_B: tokens of each row that are no padding, at least 1."""
     inside_BT = jnp.arange(prompt_BT.shape[1])[None] < lengths_B[:, None]
     state = lm.start(params, prompt_BT.shape[0], prompt_BT.shape[1] + room, ctx=Ctx(policy=policy))
     ctx = Ctx(segment_ids=inside_BT.astype(jnp.int32), policy=policy)
@@ -231,8 +232,8 @@ def _read(lm, params, prompt_BT, lengths_B, room: int, policy):
     return lm.logits(params, last_B1D)[:, 0], out.state
 
 
-def _next(lm, params, token_B, state, policy):
-    """(logits after one token more, the state)."""
+def read_token(lm, params, token_B, state, policy):
+    """(float32 logits [B, V] after one token more in each row, the state). token_B: int32."""
     out = lm.apply(params, token_B[:, None], state, ctx=Ctx(policy=policy))
     return out.y[:, 0], out.state
 
@@ -244,9 +245,9 @@ def _pick(sampled: bool, filters, temperature, key, logits_BV, step):
     return jax.random.categorical(jax.random.fold_in(key, step), logits_BV, axis=-1).astype(jnp.int32)
 
 
-_read_alone = jax.jit(_read, static_argnums=(0, 4, 5))
+_read_alone = jax.jit(read_prompt, static_argnums=(0, 4, 5))
 _state_apart_alone = jax.jit(state_apart, static_argnums=0)
-_next_alone = jax.jit(_next, static_argnums=(0, 4), donate_argnums=3)
+_next_alone = jax.jit(read_token, static_argnums=(0, 4), donate_argnums=3)
 _pick_alone = jax.jit(_pick, static_argnums=(0, 1))
 
 

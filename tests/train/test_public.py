@@ -180,3 +180,14 @@ def test_chats_that_cannot_be(folder, capsys, tmp_path):
     assert "has no chat template" in refused(capsys, "chat", "--model", f"hf:{tmp_path / 'mute'}")
     assert "neither tokenizer.json nor tokenizer.model" in refused(capsys, "generate", "--model", f"hf:{tmp_path}")
     assert isinstance(model, LM)
+
+
+def test_export(folder, adapted, capsys, tmp_path):
+    words = ["--prompt-length", 8, "--max-length", 16]
+    assert "prefill.bin" in said(capsys, "export", "--workdir", adapted, "--out", tmp_path / "a", *words)
+    said(capsys, "export", "--model", f"hf:{folder / 'model'}", "--out", tmp_path / "b", *words)
+    for name in "ab":
+        model = json.loads((tmp_path / name / "model.json").read_text())
+        assert model == dict(batch=1, prompt=8, vocab_size=304, max_len=16, platforms=["cpu"], ids={"bos": 0, "eos": 1})
+    assert "holds something already" in refused(capsys, "export", "--workdir", adapted, "--out", tmp_path / "a")
+    assert "no platform is called 'gpuu'" in refused(capsys, "export", "--workdir", adapted, "--out", tmp_path / "c", "--platforms", "gpuu")
