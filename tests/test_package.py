@@ -21,7 +21,8 @@ for _name in ("evaluate", "train", "lab", "bench", "cli"):
 for _name in ("train", "lab", "bench", "cli"):
     ALLOWED[_name] |= {"transforms"}
 ALLOWED["cli"] |= {"plan", "interop", "surgery", "transforms"}
-ALLOWED["train"] |= {"interop"}  # public checkpoints
+for _name in ("train", "bench"):
+    ALLOWED[_name] |= {"interop"}  # public checkpoints
 ALLOWED |= {
     "": {"core"},
     "data": {"core", "data"},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from jaxeff.bench.attention_memory import attention_memory
 from jaxeff.bench.decode import decode
 from jaxeff.bench.generation import generate
+from jaxeff.bench.loading import load
 from jaxeff.bench.mixers import mixers
 from jaxeff.bench.record import show
 from jaxeff.bench.recurrences import recurrences
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "attention-memory": attention_memory,
     "decode": decode,
     "generate": generate,
+    "load": load,
     "mixers": mixers,
     "recurrences": recurrences,
     "transforms": transforms,

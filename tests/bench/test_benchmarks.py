@@ -10,6 +10,7 @@ from jaxeff.bench import registry
 from jaxeff.bench.attention_memory import attention_memory
 from jaxeff.bench.decode import decode
 from jaxeff.bench.generation import generate
+from jaxeff.bench.loading import load
 from jaxeff.bench.pairs import PAIRS
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
@@ -18,6 +19,8 @@ from jaxeff.bench.training import Size, train
 from jaxeff.bench.transforms import METHODS, transforms
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import count
+from jaxeff.models.presets import PRESETS
+from jaxeff.models.presets.transformer import transformer
 
 TINY = """
 from jaxeff.data import Bytes, TextData, Grammar
@@ -122,6 +125,13 @@ def test_generate_without_a_peer():
     )
     check(entry, "generate")
     assert [row["batch"] for row in entry["rows"]] == [1, 2] and entry["peer"] is None
+
+
+def test_load(monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", lambda: transformer(64, 32, 2, 48, 4, 2))
+    entry = load("tiny", rounds=1)
+    check(entry, "load")
+    assert entry["peak_over_file"] > 1 and entry["ratio"] > 0
 
 
 def test_compile_time():
