@@ -144,14 +144,14 @@ def calibrate(
 
         return map_weights(one, params)
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def see(sums, params, batch):
         values = jax.grad(lambda z: loss(probed(params, z), batch))({path: zeros(path) for path in found})
         return {
             path: {name: STATISTICS[name][2](sums[path][name], values[path][name]) for name in names} for path in found
         }
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def squares(sums, params, batch):
         chosen = {path: w for path, w in weights(params).items() if path in found}
 
