@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.spec import init
+from jaxeff.interop.named import begun
 from jaxeff.mixers.base import Ctx, Out
 
 try:
@@ -54,8 +55,9 @@ class Layer(eqx.Module):
         return out._replace(y=out.y[0])
 
     def init_state(self, batch: int = 1, max_len: int = 1, dtype=jnp.float32):
-        """An empty decode state, a pytree of arrays, for texts of at most `max_len` tokens; one sequence is a batch of one."""
-        return self.part.init_state(batch, max_len, dtype)
+        """The decode state that texts of at most `max_len` tokens begin with, a pytree of arrays: an empty one, or what a model has
+        learned; one sequence is a batch of one."""
+        return begun(self.part, self.params, batch, max_len, dtype)
 
 
 def as_equinox(part, *, key: jax.Array | None = None, params=None, dtype=jnp.float32) -> Layer:

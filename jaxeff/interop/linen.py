@@ -18,9 +18,8 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 
 from jaxeff.core.spec import init
-from jaxeff.interop.named import named, unnamed
+from jaxeff.interop.named import begun, named, unnamed
 from jaxeff.mixers.base import Ctx, Out
-from jaxeff.models import LM
 
 
 class Jaxeff(nn.Module):
@@ -86,14 +85,7 @@ def _state(module: Jaxeff, params, batch: int, max_len: int | None, dtype, ctx: 
     if any(not module.has_variable("cache", name) for name in names):
         if max_len is None:
             raise ValueError("decoding begins without a cache: give max_len, the number of tokens it shall hold")
-        begun = _begun(module.part, params, batch, max_len, dtype, ctx)
-        for name, value in named(begun).items():
+        first = begun(module.part, params, batch, max_len, dtype, ctx)
+        for name, value in named(first).items():
             module.variable("cache", name, lambda value=value: value)
     return unnamed({name: module.get_variable("cache", name) for name in names}, like)
-
-
-def _begun(part, params, batch: int, max_len: int, dtype, ctx: Ctx):
-    """The state that texts begin with: an empty one, or what a model has learned."""
-    if isinstance(part, LM):
-        return part.start(params, batch, max_len, ctx=ctx)
-    return part.init_state(batch, max_len, dtype)

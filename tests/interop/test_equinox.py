@@ -16,7 +16,7 @@ from jaxeff.core.errors import UserError
 from jaxeff.core.tree import paths
 from jaxeff.interop.equinox import as_equinox
 from jaxeff.mixers.base import Ctx
-from jaxeff.transforms import NF4, LoRA, chain
+from jaxeff.transforms import NF4, LoRA, PromptTuning, chain
 from tests.closeness import assert_close
 from tests.documented import ROOT
 from tests.interop.parts import (
@@ -24,6 +24,7 @@ from tests.interop.parts import (
     BLOCK,
     MODEL,
     NAMES,
+    TOKENS,
     WHOLES,
     B,
     D,
@@ -146,6 +147,14 @@ def test_without_equinox():
     assert done.stderr.strip().endswith(
         "UserError: jaxeff.interop.equinox needs Equinox: pip install 'jaxeff[equinox]'"
     )
+
+
+def test_decoding_begins_with_what_was_learned():
+    params = PromptTuning(length=3).plan(MODEL.specs()).lift(values(MODEL), jax.random.key(0))
+    module = as_equinox(MODEL, params=params)
+    whole = jax.jit(lambda module, x: module(x))(module, TOKENS)
+    prefill = jax.jit(lambda module, x: module.out(x, module.init_state(B, T)).y)
+    assert_close(prefill(module, TOKENS), whole, 1e-5)
 
 
 def test_the_documented_script():
