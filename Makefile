@@ -79,6 +79,7 @@ parity: $(STAMP) .venv-bench/stamp
 	  cat .cache/parity.log >&2; exit 1; }; done
 	@JAXEFF_GOLDEN="$(CURDIR)/.cache/parity" JAXEFF_PARITY="$(CURDIR)/.cache/parity.jsonl" $(VENV) -m pytest -n 2 -q tests/golden
 	@.venv-bench/bin/python tests/golden/check_hf.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
+	@.venv-bench/bin/python tests/golden/check_hf_rwkv7.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 	@.venv-bench/bin/python tests/golden/check_hf_peft.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 	@$(VENV) tests/golden/check_lm_eval.py .cache/parity .venv-bench 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 

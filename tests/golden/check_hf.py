@@ -21,11 +21,12 @@ def load(folder):
     return model.eval()
 
 
-def main():
-    cases = sorted(path.name for path in (FOLDER / "hf").iterdir())
+def main(kind):
+    """Compares the models in the folders `kind` and `<kind>_back`."""
+    cases = sorted(path.name for path in (FOLDER / kind).iterdir())
     assert cases, f"no models in {FOLDER}"
     for case in cases:
-        first, second = load(FOLDER / "hf" / case), load(FOLDER / "hf_back" / case)
+        first, second = load(FOLDER / kind / case), load(FOLDER / f"{kind}_back" / case)
         ours = second.state_dict()
         for name, tensor in first.state_dict().items():
             assert torch.equal(tensor, ours[name]), f"{case}: {name} differs"
@@ -37,4 +38,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main("hf")

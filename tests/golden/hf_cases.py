@@ -8,6 +8,8 @@ import numpy as np
 from tests.golden import hf_attention, hf_recurrent
 
 CASES = {**hf_attention.CASES, **hf_recurrent.CASES}
+# Those that flash-linear-attention computes, and not Transformers by itself.
+FLA = {case: found for case, found in CASES.items() if found[0] == "rwkv7"}
 
 # name -> (mean, deviation); else, vectors are small, matrices keep the size of what they multiply.
 DRAWN = {r".*norm[^/]*\.weight": (1.0, 0.2), r".*ln_[^/]*\.weight": (1.0, 0.2), **hf_recurrent.DRAWN}

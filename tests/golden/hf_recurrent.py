@@ -2,6 +2,7 @@
 
 SIZES = dict(vocab_size=29, hidden_size=24, num_hidden_layers=3, bos_token_id=0, eos_token_id=1, pad_token_id=0)
 MAMBA = SIZES | dict(state_size=5)
+RWKV7 = SIZES | dict(fuse_norm=False)
 GRIFFIN = SIZES | dict(num_hidden_layers=5, intermediate_size=40, num_attention_heads=3, attention_window_size=6)
 
 CASES = {
@@ -29,6 +30,15 @@ CASES = {
         SIZES | dict(attention_hidden_size=16, intermediate_size=20, layer_norm_epsilon=1e-2, rescale_every=0,
                      tie_word_embeddings=True),
     ),
+    "rwkv7": (
+        "rwkv7",
+        RWKV7 | dict(head_dim=8, hidden_ratio=3.5, decay_low_rank_dim=5, a_low_rank_dim=4, v_low_rank_dim=3, gate_low_rank_dim=7),
+    ),
+    "rwkv7_narrow": (
+        "rwkv7",
+        RWKV7 | dict(head_dim=None, num_heads=2, value_dim=24, intermediate_size=20, norm_first=False, norm_bias=False,
+                     decay_low_rank_dim=None, a_low_rank_dim=5, v_low_rank_dim=None, gate_low_rank_dim=6, tie_word_embeddings=True),
+    ),
     "recurrent_gemma": ("recurrent_gemma", GRIFFIN),
     "recurrent_gemma_wide": (
         "recurrent_gemma",
@@ -44,4 +54,6 @@ DRAWN = {
     r".*\.A_log": (0.5, 0.5), r".*\.D": (1.0, 0.3), r".*\.(dt_bias|dt_proj\.bias)": (-2.0, 1.0),
     r".*\.ln\d\.weight": (1.0, 0.2), r".*\.time_mix_\w+": (0.5, 0.2), r".*\.time_decay": (-1.0, 1.0), r".*\.time_first": (0.0, 1.0),
     r".*\.recurrent_param": (-3.0, 1.0),
+    r".*\.x_\w": (0.5, 0.2), r".*\.k_k": (0.7, 0.3), r".*\.k_a": (1.0, 0.3), r".*\.r_k": (0.0, 0.5),
+    r".*\.w_lora\.lora\.2\.bias": (-1.0, 1.5), r".*\.[av]_lora\.lora\.2\.bias": (0.0, 1.0),
 }  # fmt: skip

@@ -17,7 +17,7 @@ import transformers
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.golden.hf_cases import CASES, drawn  # noqa: E402  (found by the line above)
+from tests.golden.hf_cases import CASES, FLA, drawn  # noqa: E402  (found by the line above)
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 0
@@ -39,15 +39,16 @@ def drawn_as(tensors, parameters):
     return {name: (name if name in parameters else next(renamed), list(x.shape)) for name, x in tensors.items()}
 
 
-def main():
-    arrays = {model_type: {} for model_type, _ in CASES.values()}
-    for case, (model_type, fields) in CASES.items():
+def main(cases, kind):
+    """Makes the files of some cases; the models go to the folder `kind`."""
+    arrays = {model_type: {} for model_type, _ in cases.values()}
+    for case, (model_type, fields) in cases.items():
         model = made(model_type, fields)
         tokens = np.random.default_rng(SEED).integers(0, fields["vocab_size"], (2, 13))
         with torch.no_grad():
             logits = model(torch.from_numpy(tokens), use_cache=False).logits
         with tempfile.TemporaryDirectory() as elsewhere:
-            folder = FOLDER / "hf" / case if len(sys.argv) > 1 else Path(elsewhere)
+            folder = FOLDER / kind / case if len(sys.argv) > 1 else Path(elsewhere)
             model.save_pretrained(folder)
             config, tensors = (folder / "config.json").read_text(), load_file(folder / "model.safetensors")
         arrays[model_type] |= {
@@ -63,4 +64,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main({case: found for case, found in CASES.items() if case not in FLA}, "hf")

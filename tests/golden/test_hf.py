@@ -1,4 +1,4 @@
-"""Public checkpoints against Transformers' logits, whole and step by step, and back; see make_hf.py."""
+"""Public checkpoints against Transformers' logits, whole and step by step, and back; see make_hf.py and make_hf_rwkv7.py."""
 
 import functools
 import json
@@ -11,11 +11,16 @@ from safetensors.numpy import load_file, save_file
 
 from jaxeff.interop import hf
 from tests.closeness import assert_close
-from tests.golden.hf_cases import CASES, drawn
+from tests.golden.hf_cases import CASES, FLA, drawn
 from tests.golden.published import FOLDER
 
 LOGITS = 1e-5  # relative RMS, float32 against float32; 1e-4 is asked for
 LIVE = (FOLDER / "hf").is_dir()
+
+
+def live(case, back=""):
+    """The folder where a case was saved by whoever computed it, or, with "_back", is by us."""
+    return FOLDER / f"{'hf_fla' if case in FLA else 'hf'}{back}" / case
 
 
 @functools.cache
@@ -32,7 +37,7 @@ def checkpoint(tmp_path_factory):
     @functools.cache
     def folder(case):
         if LIVE:
-            return FOLDER / "hf" / case
+            return live(case)
         found = tmp_path_factory.mktemp(case)
         (found / "config.json").write_text(str(golden(case)["config"]))
         tensors = json.loads(str(golden(case)["tensors"]))
@@ -69,7 +74,7 @@ def test_logits(case, checkpoint):
 def test_back(case, checkpoint, tmp_path):
     folder = checkpoint(case)
     model, params = hf.load(folder)
-    saved = FOLDER / "hf_back" / case if LIVE else tmp_path / "saved"
+    saved = live(case, "_back") if LIVE else tmp_path / "saved"
     hf.save(saved, model, params, like=folder)
     before, after = (load_file(each / "model.safetensors") for each in (folder, saved))
     assert before.keys() == after.keys()

@@ -1,4 +1,5 @@
-"""The published sizes of recurrent models: the parameters that Transformers counts in the model of their `config.json`."""
+"""The published sizes of recurrent models: the parameters that Transformers counts in the model of their `config.json`, and
+flash-linear-attention in RWKV-7."""
 
 import pytest
 
@@ -21,6 +22,10 @@ PUBLISHED = {
     "rwkv-4-430m-pile": 430397440,
     "rwkv-4-1b5-pile": 1515106304,
     "rwkv-4-3b-pile": 2984627200,
+    "rwkv7-0.1b": 191034624,
+    "rwkv7-0.4b": 450767872,
+    "rwkv7-1.5b": 1527404544,
+    "rwkv7-2.9b": 2947735040,
     "recurrentgemma-2b": 2682862080,
 }
 

@@ -13,6 +13,7 @@ from jaxeff.interop.hf import (
     qwen,
     recurrent_gemma,
     rwkv,
+    rwkv7,
     stablelm,
 )
 from jaxeff.interop.hf.family import Family
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
         mamba2.MAMBA2,
         falcon_mamba.FALCON_MAMBA,
         rwkv.RWKV,
+        rwkv7.RWKV7_FAMILY,
         recurrent_gemma.RECURRENT_GEMMA,
     )
 }

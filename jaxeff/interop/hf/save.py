@@ -27,6 +27,7 @@ from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
+from jaxeff.mixers.rwkv7 import RWKV7, RWKV7Channel
 from jaxeff.models.lm import LM
 from jaxeff.models.stack import stages
 
@@ -46,6 +47,8 @@ RESOLVED = {
     RGLRU: lambda m: dict(d_rnn=m.rnn, n_heads=m.heads, biases=_sorted(m), a_range=RGLRU.a_range),
     RWKV4: lambda m: dict(d_attention=m.attention),
     RWKV4Channel: lambda m: dict(d_hidden=m.hidden),
+    RWKV7: lambda m: dict(head_dim=m.head, ranks=(m.rank_decay, m.rank_rate, m.rank_value, m.rank_gate)),
+    RWKV7Channel: lambda m: dict(d_hidden=m.hidden),
 }
 
 

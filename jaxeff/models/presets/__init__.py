@@ -16,6 +16,7 @@ from jaxeff.models.presets import (
     qwen,
     recurrent_gemma,
     rwkv,
+    rwkv7,
     stablelm,
 )
 
@@ -32,5 +33,6 @@ PRESETS: dict[str, Callable[[], LM]] = {
     **mamba2.PRESETS,
     **falcon_mamba.PRESETS,
     **rwkv.PRESETS,
+    **rwkv7.PRESETS,
     **recurrent_gemma.PRESETS,
 }
