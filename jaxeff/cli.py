@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from jaxeff import __version__
 from jaxeff.core.errors import UserError
 
 
@@ -24,6 +25,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line."""
     top = Parser(prog="jaxeff", description="Efficient language models: train, evaluate, generate, compare.")
+    top.add_argument("--version", action="version", version=f"jaxeff {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     train = commands.add_parser("train", help="train a config, or go on where it was interrupted")
@@ -111,12 +113,19 @@ def parser() -> Parser:
     return top
 
 
+def _folder(text: str) -> str:
+    """A folder's name as an argument."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a folder must have a name")
+    return text
+
+
 def _workdir(command: argparse.ArgumentParser):
-    command.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    command.add_argument("--workdir", required=True, type=_folder, metavar="DIR", help="folder of the run")
 
 
 def _workdirs(command: argparse.ArgumentParser, what: str):
-    command.add_argument("--workdir", required=True, action="append", metavar="DIR", help=what)
+    command.add_argument("--workdir", required=True, action="append", type=_folder, metavar="DIR", help=what)
 
 
 def _any_base(command: argparse.ArgumentParser):
@@ -126,7 +135,7 @@ def _any_base(command: argparse.ArgumentParser):
 
 
 def _out(command: argparse.ArgumentParser, what: str = "folder of the new run"):
-    command.add_argument("--out", required=True, metavar="DIR", help=what)
+    command.add_argument("--out", required=True, type=_folder, metavar="DIR", help=what)
 
 
 def _config(command: argparse.ArgumentParser, what: str = "where it defines classes of its own"):
@@ -135,7 +144,7 @@ def _config(command: argparse.ArgumentParser, what: str = "where it defines clas
 
 def _run_or_public(command: argparse.ArgumentParser, what: str = "folder of the run", action: str = "store"):
     either = command.add_mutually_exclusive_group(required=True)
-    either.add_argument("--workdir", action=action, metavar="DIR", help=what)
+    either.add_argument("--workdir", action=action, type=_folder, metavar="DIR", help=what)
     either.add_argument("--model", metavar="hf:DIR", help="a public checkpoint instead")
 
 
@@ -454,6 +463,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("jaxeff: stopped", file=sys.stderr, flush=True)
+        return 130
     except BrokenPipeError:
         # The reader of our output went away (`jaxeff eval ... | head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -216,6 +216,11 @@ def test_split_that_is_not_there(trained, capsys):
         ("trian", "jaxeff: error: argument COMMAND: invalid choice: 'trian'"),
         ("train", "jaxeff train: error: the following arguments are required: CONFIG, --workdir"),
         ("eval --wrkdir x", "jaxeff eval: error: one of the arguments --workdir --model is required"),
+        ("eval --workdir=", "jaxeff eval: error: argument --workdir: a folder must have a name"),
+        (
+            "transform --workdir x --apply y --out=",
+            "jaxeff transform: error: argument --out: a folder must have a name",
+        ),
         ("generate --seed y", "jaxeff generate: error: argument --seed: invalid int value: 'y'"),
         ("bench trian", "jaxeff bench: error: argument NAME: invalid choice: 'trian'"),
         ("bench generate --rounds x", "jaxeff bench generate: error: argument --rounds: invalid int value: 'x'"),
@@ -251,6 +256,15 @@ def test_internal_errors_keep_their_traceback(config, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxeff.train.loop.fit", broken)
     with pytest.raises(KeyError, match="a bug"):
         main(["train", config, "--workdir", str(tmp_path)])
+
+
+def test_stopped_from_the_keyboard(trained, monkeypatch, capsys):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxeff.evaluate.scores.evaluate", stopped)
+    assert main(["eval", "--workdir", trained]) == 130
+    assert capsys.readouterr().err.endswith("jaxeff: stopped\n")
 
 
 REFUSALS = [

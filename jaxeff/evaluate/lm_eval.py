@@ -56,11 +56,10 @@ def settings(asked: Mapping[str, Any], vocab_size: int) -> Settings:
     filters = {name: None if asked.get(name) in (None, *off[name]) else asked[name] for name in FILTERS}
     if filters["top_k"] is not None:
         filters["top_k"] = min(int(filters["top_k"]), vocab_size)
+    temperature = temperature if asked.get("do_sample", True) else 0.0
+    filters = filters if temperature else dict.fromkeys(FILTERS)  # of no consequence where nothing is drawn
     return Settings(
-        tuple(stop for stop in stops if stop),
-        next(iter(limits), MAX_TOKENS),
-        temperature if asked.get("do_sample", True) else 0.0,
-        tuple(filters.items()),
+        tuple(stop for stop in stops if stop), next(iter(limits), MAX_TOKENS), temperature, tuple(filters.items())
     )
 
 

@@ -1,6 +1,7 @@
 """Sampling from a language model: prefill, then one jitted loop of T = 1 steps. B batch, T time, N new tokens, V vocabulary."""
 
 import functools
+import math
 from collections.abc import Iterator
 
 import jax
@@ -79,8 +80,8 @@ def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, ke
     total = before + int(lengths.max()) + max_tokens
     if lm.max_positions is not None and total > lm.max_positions:
         raise UserError(f"prompt and generation need {total} positions; the model has max_positions={lm.max_positions}")
-    if temperature < 0:
-        raise UserError(f"temperature must be at least 0, found {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature must be at least 0 and finite, found {temperature}")
     if temperature > 0 and key is None:
         raise UserError("sampling at a temperature above 0 needs key=jax.random.key(seed)")
     if top_k is not None and not 1 <= top_k <= lm.vocab_size:
@@ -88,6 +89,13 @@ def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, ke
     for name, p in (("top_p", top_p), ("min_p", min_p)):
         if p is not None and not 0 < p <= 1:
             raise UserError(f"{name} must lie in (0, 1], found {p}")
+    chosen = [
+        f"{name}={value}" for name, value in (("top_k", top_k), ("top_p", top_p), ("min_p", min_p)) if value is not None
+    ]
+    if chosen and temperature == 0:
+        raise UserError(
+            f"{chosen[0]} chooses among tokens to draw from; at temperature 0 none is drawn: give one above 0"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 9, 10))

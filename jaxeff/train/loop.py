@@ -190,11 +190,16 @@ class _Loop:
             else:
                 run["starts"].append(circumstances(self.done, self.step.mesh))
             write_json(self.workdir / "run.json", run)
-            self.metrics = Metrics(self.workdir, self.done)
+            self.metrics = Metrics(self.workdir, self.done, self._rhythm(run), self.report.warn)
             self.closers.append(self.metrics.close)
             self.events = _event_writer(self.workdir, self.done) if self.train.tensorboard else None
             if self.events is not None:
                 self.closers.append(self.events.close)
+
+    def _rhythm(self, run: dict[str, Any]) -> int | None:
+        """Of how many steps one has a line whatever log_every was so far, None if there may be none."""
+        both = self.train.log_every, run["config"].get("train", {}).get("log_every")
+        return None if None in both else math.lcm(*both)
 
     def _weights_from(self, workdir: str) -> dict[str, Any]:
         try:

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,20 @@ def describe(experiment: Experiment, prepared, mesh) -> dict[str, Any]:
 
 
 class Metrics:
-    """metrics.jsonl: lines are appended whole; those of steps after `step`, which will be done again, are dropped first."""
+    """metrics.jsonl: lines are appended whole; those of steps after `step`, which will be done again, are dropped first.
 
-    def __init__(self, workdir: Path, step: int):
+    every: of how many steps one has a line, None for none of them. warn: told of lines that cannot be read, and of those that are
+    not there.
+    """
+
+    def __init__(
+        self, workdir: Path, step: int, every: int | None = None, warn: Callable[[str], None] = lambda text: None
+    ):
         self.path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        kept = [line for line in read_metrics(workdir, warn) if line["step"] <= step]
+        last = max((line["step"] for line in kept), default=0)
+        if every is not None and last < step // every * every:
+            warn(f"{self.path} has no lines of steps {last + 1} to {step}: training goes on without them")
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         with refusals(workdir):
             self._file = open(self.path, "a")  # noqa: SIM115
@@ -125,13 +134,21 @@ class Metrics:
         self._file.close()
 
 
-def read_metrics(workdir) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, oldest first; a last line that a kill cut short is left out."""
+def read_metrics(workdir, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that can be read, oldest first. warn: told of the others but a last one that a kill cut short."""
     path = Path(workdir) / "metrics.jsonl"
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    found, bad = [], []
+    *whole, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, text in enumerate([*whole, rest], 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            break
-    return lines
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            found.append(line)
+        elif text.strip() and number <= len(whole):
+            bad.append(number)
+    if bad:
+        numbers = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        warn(f"{path}: no metrics can be read from line {numbers}: dropped, the others are kept")
+    return found

@@ -112,6 +112,9 @@ def test_filters():
         (dict(temperature=-1.0), "at least 0"),
         (dict(top_k=12), r"top_k must lie in 1\.\.11"),
         (dict(top_p=0.0), "top_p must lie in"),
+        (dict(top_p=0.5), "top_p=0.5 chooses among tokens to draw from; at temperature 0 none is drawn"),
+        (dict(temperature=float("nan")), "temperature must be at least 0 and finite, found nan"),
+        (dict(temperature=float("inf")), "temperature must be at least 0 and finite, found inf"),
         (dict(prompt_lengths=np.array([7, 1, 1])), "prompt_lengths go up to 7"),
     ],
 )

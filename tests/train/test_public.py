@@ -190,4 +190,5 @@ def test_export(folder, adapted, capsys, tmp_path):
         model = json.loads((tmp_path / name / "model.json").read_text())
         assert model == dict(batch=1, prompt=8, vocab_size=304, max_len=16, platforms=["cpu"], ids={"bos": 0, "eos": 1})
     assert "holds something already" in refused(capsys, "export", "--workdir", adapted, "--out", tmp_path / "a")
-    assert "no platform is called 'gpuu'" in refused(capsys, "export", "--workdir", adapted, "--out", tmp_path / "c", "--platforms", "gpuu")
+    words = ["--out", tmp_path / "c", "--platforms", "gpuu"]
+    assert "no platform is called 'gpuu'" in refused(capsys, "export", "--workdir", adapted, *words)

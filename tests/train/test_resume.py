@@ -228,6 +228,23 @@ def test_record_of_the_run(whole, prepared, tmp_path):
     )
 
 
+def test_metrics_that_cannot_be_read(whole, prepared, tmp_path):
+    fit(experiment(), tmp_path, prepared=prepared, stop=stop_after(5))
+    path = tmp_path / "metrics.jsonl"
+    good = path.read_bytes().splitlines(keepends=True)
+    report = Recorder()
+    path.write_bytes(
+        good[0] + b"garbage\n" + b"[1]\n" + b'{"loss": 1}\n' + good[1] + b"\xff\n" + b"".join(good[2:]) + b'{"cut'
+    )
+    fit(experiment(), tmp_path, prepared=prepared, report=report)
+    assert report.warned == [f"{path}: no metrics can be read from line 2, 3, 4, 6: dropped, the others are kept"]
+    assert repeated(read_metrics(tmp_path)) == repeated(whole.lines)
+    path.unlink()
+    report = Recorder()
+    fit(experiment(), tmp_path, prepared=prepared, report=report)
+    assert report.warned == [f"{path} has no lines of steps 1 to 8: training goes on without them"]
+
+
 def test_loss_that_stays_nonfinite(prepared, tmp_path):
     ruinous = ("optim.name=sgd", "optim.lr=1e38", "optim.clip=none", "optim.warmup=0")
     e = experiment(*ruinous, "train.max_bad_steps=3", "train.steps=20")

@@ -100,9 +100,13 @@ def _written(model: LM) -> dict[str, Any]:
     mixers, _ = attention_and_mlp(model)
     kinds, window = layer_types(mixers)
     found = named_sizes(model)
+    activation = found["hidden_act"].replace(
+        "gelu_new", "gelu_pytorch_tanh"
+    )  # the same function, by the name that Gemma uses
     scale = one((m.scale or m.head**-0.5 for m in mixers), "the scale of scores")
     return found | {
-        "hidden_activation": found["hidden_act"],
+        "hidden_act": activation,
+        "hidden_activation": activation,
         "query_pre_attn_scalar": _whole(scale**-2),
         "attn_logit_softcapping": one((m.softcap for m in mixers), "the cap of scores"),
         "final_logit_softcapping": model.softcap,
