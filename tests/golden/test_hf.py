@@ -10,11 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxeff.interop import hf
+from jaxeff.mixers.base import Ctx
 from tests.closeness import assert_close
 from tests.golden.hf_cases import CASES, FLA, drawn
 from tests.golden.published import FOLDER
 
 LOGITS = 1e-5  # relative RMS, float32 against float32; 1e-4 is asked for
+PROMPTS = (7, 4)
 LIVE = (FOLDER / "hf").is_dir()
 
 
@@ -50,24 +52,31 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits(case, checkpoint):
+    """Of whole texts; and of prompts of different lengths in one batch, which are then gone on from token by token."""
     model, params = hf.load(checkpoint(case))
     x, y = jnp.asarray(golden(case)["x"]), golden(case)["y"]
+    lengths_B, n = np.asarray(PROMPTS), x.shape[1] - max(PROMPTS)
+    further_Bn = lengths_B[:, None] + np.arange(n)
 
     @jax.jit
     def run(params, x):
         whole = model.apply(params, x).y
-        first = model.apply(params, x[:, :7], model.init_state(x.shape[0], x.shape[1]))
+        inside = jnp.arange(max(PROMPTS))[None] < lengths_B[:, None]
+        ctx = Ctx(segment_ids=inside.astype(jnp.int32))
+        first = model.apply(params, x[:, : max(PROMPTS)], model.init_state(*x.shape), ctx=ctx)
 
         def step(state, x_B):
             out = model.apply(params, x_B[:, None], state)
             return out.state, out.y[:, 0]
 
-        _, rest = jax.lax.scan(step, first.state, x[:, 7:].T)
-        return whole, jnp.concatenate([first.y, jnp.swapaxes(rest, 0, 1)], axis=1)
+        _, rest = jax.lax.scan(step, first.state, jnp.take_along_axis(x, further_Bn, 1).T)
+        return whole, first.y, jnp.swapaxes(rest, 0, 1)
 
-    whole, steps = run(params, x)
+    whole, prompts, steps = run(params, x)
     assert_close(whole, y, LOGITS, "logits")
-    assert_close(steps, y, LOGITS, "logits step by step")
+    for b, length in enumerate(PROMPTS):
+        assert_close(prompts[b, :length], y[b, :length], LOGITS, f"logits of prompt {b}")
+        assert_close(steps[b], y[b, further_Bn[b]], LOGITS, f"logits after prompt {b}")
 
 
 @pytest.mark.parametrize("case", CASES)
