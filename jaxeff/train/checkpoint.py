@@ -5,7 +5,7 @@
     DIR/frozen/                 weights that do not train, where they follow neither from the seed nor from the base
 
 A checkpoint carries a checksum of its state, computed on the device as a sum of bits: independent of the mesh, and cheap
-enough to verify at every restore.
+enough to verify at every restore; and one of its record.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ class Checkpoints:
         """
         kept = dataclasses.replace(state, frozen=None)
         leaves = paths(kept)
-        record = record | {"checksum": checksums(kept)}
+        record = sealed(record | {"checksum": checksums(kept)})
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record))
         with refusals(self.folder):
             self._manager.save(step, args=args, metrics=metrics, force=True)
@@ -92,7 +93,7 @@ class Checkpoints:
         leaves = [found["state"][path] for path in target]
         # Copied into buffers of our own: the step gives its input's buffers away.
         state = jax.tree.unflatten(jax.tree.structure(abstract), [jnp.copy(leaf) for leaf in leaves])
-        record = dict(found["record"])
+        record = opened(found["record"])
         _compare(record.pop("checksum"), checksums(state))
         return state, record
 
@@ -102,7 +103,7 @@ class Checkpoints:
         abstract_params: their shapes, dtypes and shardings. Raises as `restore` does.
         """
         path = self._name(step)
-        record = json.loads((path / "record" / "metadata").read_text())
+        record = opened(json.loads((path / "record" / "metadata").read_text()))
         name = "ema" if "ema" in record["checksum"] else "params"
         target = {f"{name}/{path}": leaf for path, leaf in paths(abstract_params).items()}
         found = _read(path / "state", target)
@@ -262,6 +263,23 @@ def checksums(tree) -> dict[str, int]:
     for path, leaf in paths(tree).items():
         parts.setdefault(path.partition("/")[0], {})[path] = leaf
     return {name: int(value) for name, value in jax.device_get(_checksums(parts)).items()}
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with a checksum of its own."""
+    return record | {"seal": _seal(record)}
+
+
+def opened(record: dict[str, Any]) -> dict[str, Any]:
+    """What was `sealed`. Raises ValueError where it was changed since."""
+    record = dict(record)
+    if record.pop("seal", None) != _seal(record):
+        raise ValueError("wrong checksum of the record")
+    return record
+
+
+def _seal(record: dict[str, Any]) -> int:
+    return crc32(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())
 
 
 def _compare(stored: dict[str, int], found: dict[str, int]):

@@ -13,7 +13,7 @@ import pytest
 from jaxeff.core.errors import UserError
 from jaxeff.objectives import Causal
 from jaxeff.train import loop
-from jaxeff.train.checkpoint import Checkpoints
+from jaxeff.train.checkpoint import Checkpoints, opened, sealed
 from jaxeff.train.loop import fit
 from jaxeff.train.progress import Silent
 from jaxeff.train.trained import load_trained
@@ -153,12 +153,23 @@ def test_damaged_newest_checkpoint(how, whole, prepared, tmp_path, capsys):
 def test_wrong_checksum_is_noticed(prepared, tmp_path):
     fit(experiment(), tmp_path, prepared=prepared)
     record = tmp_path / "checkpoints" / "00000008" / "record" / "metadata"
-    stored = json.loads(record.read_text())
+    stored = opened(json.loads(record.read_text()))
     stored["checksum"]["params"] ^= 1
-    record.write_text(json.dumps(stored))
+    record.write_text(json.dumps(sealed(stored)))
     report = Recorder()
     fit(experiment(), tmp_path, prepared=prepared, report=report)
     assert len(report.warned) == 1 and "wrong checksum of params" in report.warned[0]
+
+
+def test_an_edited_record_is_noticed(whole, prepared, tmp_path):
+    fit(experiment(), tmp_path, prepared=prepared)
+    record = tmp_path / "checkpoints" / "00000008" / "record" / "metadata"
+    stored = json.loads(record.read_text())
+    record.write_text(json.dumps(stored | {"tokens": stored["tokens"] + 1}))
+    report = Recorder()
+    again = fit(experiment(), tmp_path, prepared=prepared, report=report)
+    assert len(report.warned) == 1 and "wrong checksum of the record" in report.warned[0]
+    assert repeated(again.lines) == repeated(whole.lines)
 
 
 def test_all_checkpoints_damaged(prepared, tmp_path):
