@@ -15,7 +15,8 @@ from jaxeff.objectives.causal import Causal, next_tokens
 from jaxeff.ops.losses import cross_entropy_reference
 from jaxeff.ops.rope import Rope
 from tests.closeness import assert_close
-from tests.compiled import apply_model, values
+from tests.compiled import apply_model
+from tests.compiled import values as initial
 
 KEY = jax.random.key(0)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 17)
@@ -24,8 +25,19 @@ WINDOW = Block(SlidingWindow(window=3, n_heads=2))
 SMALL = LM(17, d_model=16, stages=(Stage((Block(GQA(n_heads=2), MLP(d_hidden=24)), "linear"), 2),))
 
 
+@functools.cache
+def drawn(layer):
+    """In one program, for all tests of a layer."""
+    return jax.tree.map(np.asarray, jax.jit(lambda: initial(layer, KEY))())
+
+
+def values(layer):
+    """Initial parameters, in dictionaries that may be changed."""
+    return jax.tree.map(jnp.asarray, drawn(layer))
+
+
 def logits(lm, params=None):
-    return apply_model(lm, values(lm, KEY) if params is None else params, TOKENS, None, Ctx())[0]
+    return apply_model(lm, values(lm) if params is None else params, TOKENS, None, Ctx())[0]
 
 
 def test_paths_and_stacking():
@@ -35,7 +47,7 @@ def test_paths_and_stacking():
 
 
 def test_scan_is_the_unrolled_model():
-    params = values(SMALL, KEY)
+    params = values(SMALL)
     unrolled = dataclasses.replace(SMALL, scan=False)
 
     def loss(lm, params):
@@ -49,7 +61,7 @@ def test_scan_is_the_unrolled_model():
 
 @pytest.mark.parametrize("lm", [SMALL, LM(17, 16, (Stage((WINDOW,), 1), Stage(("gqa", WINDOW), 2)), tied=False)])
 def test_decoding_is_the_whole_forward(lm):
-    params = values(lm, KEY)
+    params = values(lm)
     whole = logits(lm, params)
     state = lm.init_state(2, 9)
     for t in range(9):
@@ -117,7 +129,7 @@ def centred(p, f, g, x):
 def test_a_block_is_its_formula(formula, options):
     block = Block(GQA(n_heads=2), MLP(d_hidden=24), **options).bind(16)
     noise = np.random.default_rng(3)
-    params = jax.tree.map(lambda w: w + 0.2 * noise.standard_normal(w.shape).astype(np.float32), values(block, KEY))
+    params = jax.tree.map(lambda w: w + 0.2 * noise.standard_normal(w.shape).astype(np.float32), values(block))
     x_BTD = noise.standard_normal((2, 5, 16))
     f, g = (functools.partial(branch, part, params[name]) for name, part in block.parts.items())
     expected = formula(params, f, g, x_BTD)
@@ -135,7 +147,7 @@ def test_a_block_is_its_formula(formula, options):
 def test_a_model_is_its_formula(options):
     """Embedding, stack, norm and head written out; the stack is tested by itself."""
     lm = LM(17, d_model=16, stages=(Stage((Block(GQA(n_heads=2)),), 2),), **options)
-    params = values(lm, KEY)
+    params = values(lm)
     x_BTD = np.asarray(params["embed"], np.float64)[TOKENS]
     x_BTD = x_BTD * {"sqrt": 4.0, 2.0: 2.0, None: 1.0}[lm.embed_scale]
     x_BTD = unit(x_BTD) if lm.embed_norm else x_BTD
@@ -152,7 +164,7 @@ def test_a_block_without_mlp_has_one_branch():
 
 
 def test_bfloat16_compute():
-    params = values(SMALL, KEY)
+    params = values(SMALL)
     x = SMALL.hidden(params, TOKENS, ctx=Ctx(policy=jaxeff.core.precision.POLICIES["bfloat16"])).y
     assert x.dtype == jnp.bfloat16
 
@@ -192,13 +204,13 @@ def test_models_are_values():
 @pytest.mark.parametrize("shape", [dict(data=2, tensor=2), dict(fsdp=4), dict(data=2, sequence=2)], ids=str)
 def test_sharded_is_unsharded(shape):
     mesh = jaxeff.make_mesh(**shape)
-    tokens = jnp.concatenate([TOKENS, TOKENS])[:, :8]
-    params = values(SMALL, KEY)
+    tokens = np.concatenate([TOKENS, TOKENS])[:, :8]
+    params = values(SMALL)
     plain = apply_model(SMALL, params, tokens, None, Ctx())[0]
     placed = jax.device_put(params, jaxeff.shardings(SMALL.specs(), mesh))
     tokens = jax.device_put(tokens, jaxeff.core.sharding.batch_sharding(mesh))
     sharded = apply_model(SMALL, placed, tokens, None, Ctx(mesh=mesh))[0]
-    assert jnp.max(jnp.abs(jax.device_get(sharded) - jax.device_get(plain))) < 1e-5
+    assert np.max(np.abs(np.asarray(sharded) - np.asarray(plain))) < 1e-5
 
 
 def test_a_step_lowers_for_a_mesh_that_does_not_exist():
@@ -224,7 +236,7 @@ PLACED = LM(
 
 
 def test_learned_positions_and_a_bias_of_the_head():
-    params = values(PLACED, KEY)
+    params = values(PLACED)
     assert params["positions"].shape == (12, 16) and params["head_bias"].shape == (17,)
     params["head_bias"] = jnp.arange(17.0)
     whole = logits(PLACED, params)
@@ -241,7 +253,7 @@ def test_learned_positions_and_a_bias_of_the_head():
 
 
 def test_the_loss_reads_the_head_with_its_bias():
-    params = values(PLACED, KEY)
+    params = values(PLACED)
     params["head_bias"] = jnp.linspace(-2, 2, 17)
     batch = {"tokens": TOKENS, "loss_mask": jnp.ones(TOKENS.shape), "segment_ids": jnp.ones(TOKENS.shape, jnp.int32)}
     batch["positions"] = jnp.broadcast_to(jnp.arange(9), TOKENS.shape)
@@ -252,6 +264,7 @@ def test_the_loss_reads_the_head_with_its_bias():
     def plain(params):
         return cross_entropy_reference(PLACED.apply(params, TOKENS).y, next_tokens(TOKENS), batch["loss_mask"])
 
-    assert_close(jax.value_and_grad(ours)(params), jax.value_and_grad(plain)(params), 1e-5)
+    ours, plain = (jax.jit(jax.value_and_grad(loss)) for loss in (ours, plain))
+    assert_close(ours(params), plain(params), 1e-5)
     with pytest.raises(ValueError, match="max_positions"):
         dataclasses.replace(PLACED, max_positions=None)
