@@ -1,7 +1,7 @@
 """`jaxeff ...` as processes forked from one that has imported all they need, so that they begin with their own work.
 
-As a program: for each line, the words of a command and a file for its stderr, it prints the id of the process and, once it is
-over, its exit status. No backend of JAX has started before a fork, so that each process starts its own.
+As a program: for each line, the words of a command and a file for its stderr (stdout goes beside it), it prints the id of the
+process and, once it is over, its exit status. No backend of JAX has started before a fork, so that each process starts its own.
 """
 
 import contextlib
@@ -43,6 +43,17 @@ class Forked:
             self.returncode = int(self.pipe.readline())
         return self.log.read_text()
 
+    def stdout(self) -> str:
+        return Path(f"{self.log}.out").read_text()
+
+
+def done(forker: subprocess.Popen, words, log: Path) -> str:
+    """The stdout of a process that is waited for, and must succeed."""
+    process = Forked(forker, words, log)
+    err = process.wait()
+    assert process.returncode == 0, err
+    return process.stdout()
+
 
 @contextlib.contextmanager
 def forker(folder: Path):
@@ -61,9 +72,10 @@ def serve() -> None:
         words, log = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            for number, file, mode in ((0, os.devnull, "r"), (1, os.devnull, "w"), (2, log, "w")):
+            for number, file, mode in ((0, os.devnull, "r"), (1, f"{log}.out", "w"), (2, log, "w")):
                 with open(file, mode) as opened:
                     os.dup2(opened.fileno(), number)
+            sys.argv = ["jaxeff", *words]
             sys.exit(main(words))
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

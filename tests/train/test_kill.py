@@ -3,15 +3,14 @@
 import json
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from jaxeff.train.workdir import read_metrics
-from tests.train.forked import Forked, forker
-from tests.train.tiny import CONFIG, command, environment, repeated, run
+from tests.train.forked import Forked, done, forker
+from tests.train.tiny import CONFIG, repeated, run
 
 N_KILLS, N_STEPS = 20, 120
 SET = [
@@ -33,22 +32,27 @@ def folder(tmp_path_factory):
     return folder
 
 
+RARELY = ["--set", "train.save_every=60"]
+
+
+def words(workdir: str, *more: str) -> list[str]:
+    return ["train", "tiny.py", "--workdir", workdir, *SET, *more]
+
+
 @pytest.fixture(scope="module")
-def whole(folder):
+def server(folder):
+    with forker(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def whole(folder, server):
     """The lines of a run that nothing interrupts; it also fills the caches."""
-    done = run(folder, "train", "tiny.py", "--workdir", "whole", *SET)
-    assert done.returncode == 0, done.stderr
+    done(server, words("whole", *RARELY), folder / "whole.log")
     return read_metrics(folder / "whole")
 
 
-def begin(folder: Path, workdir: str) -> subprocess.Popen:
-    words = command("train", "tiny.py", "--workdir", workdir, *SET)
-    return subprocess.Popen(
-        words, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def until(process: subprocess.Popen, happened, patience: float = 90.0):
+def until(process: Forked, happened, patience: float = 90.0):
     """Waits until something is true, or the process is over."""
     end = time.monotonic() + patience
     while process.poll() is None and not happened():
@@ -65,32 +69,30 @@ def saving(workdir: Path) -> bool:
     return any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
 
 
-def test_killed_twenty_times(folder, whole):
+def test_killed_twenty_times(folder, server, whole):
     rng, workdir, kinds, half_written = random.Random(0), folder / "killed", [], 0
-    with forker(folder) as server:
-        for i in range(N_KILLS):
-            process = Forked(server, ["train", "tiny.py", "--workdir", "killed", *SET], folder / f"{i}.log")
-            before = size(workdir / "metrics.jsonl")
-            kind = ("starting", "stepping", "saving", "saving", "stepping")[i % 5]
-            if kind == "starting":
-                # Before, or while, the last checkpoint is read.
-                time.sleep(rng.uniform(0.0, 1.0))
-            else:
-                grown = before + rng.randrange(200, 900)
-                until(process, lambda grown=grown: size(workdir / "metrics.jsonl") > grown)
-                if kind == "saving":
-                    until(process, lambda: saving(workdir))
-                time.sleep(rng.uniform(0.0, 0.02))
-            kinds.append("over" if process.poll() is not None else kind)
-            process.send_signal(signal.SIGKILL)
-            err = process.wait()
-            half_written += saving(workdir)
-            assert process.returncode in (-signal.SIGKILL, 0), err
-            assert "damaged" not in err and "Traceback" not in err, err
+    for i in range(N_KILLS):
+        process = Forked(server, words("killed"), folder / f"{i}.log")
+        before = size(workdir / "metrics.jsonl")
+        kind = ("starting", "stepping", "saving", "saving", "stepping")[i % 5]
+        if kind == "starting":
+            # Before, or while, the last checkpoint is read.
+            time.sleep(rng.uniform(0.0, 1.0))
+        else:
+            grown = before + rng.randrange(200, 900)
+            until(process, lambda grown=grown: size(workdir / "metrics.jsonl") > grown)
+            if kind == "saving":
+                until(process, lambda: saving(workdir))
+            time.sleep(rng.uniform(0.0, 0.02))
+        kinds.append("over" if process.poll() is not None else kind)
+        process.send_signal(signal.SIGKILL)
+        err = process.wait()
+        half_written += saving(workdir)
+        assert process.returncode in (-signal.SIGKILL, 0), err
+        assert "damaged" not in err and "Traceback" not in err, err
     assert kinds.count("over") <= 2, kinds
     assert half_written >= 4, "saving was to be interrupted, and was hardly"
-    done = run(folder, "train", "tiny.py", "--workdir", "killed", *SET)
-    assert done.returncode == 0, done.stderr
+    done(server, words("killed"), folder / "last.log")
     lines = read_metrics(workdir)
     assert [line["step"] for line in lines] == list(range(1, N_STEPS + 1))
     assert repeated(lines) == repeated(whole)
@@ -103,27 +105,27 @@ def test_killed_twenty_times(folder, whole):
     assert sums[0] == sums[1], "parameters, moments and the rest, bit for bit"
 
 
-def test_sigterm_saves_and_says_how_to_go_on(folder, whole):
-    process = begin(folder, "asked to stop")
+def test_sigterm_saves_and_says_how_to_go_on(folder, server, whole):
+    process = Forked(server, words("asked to stop", *RARELY), folder / "stopped.log")
     until(process, lambda: size(folder / "asked to stop" / "metrics.jsonl") > 300)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    err = process.wait()
     assert process.returncode == 0 and not err, err
-    last = out.splitlines()[-1]
+    last = process.stdout().splitlines()[-1]
     step = read_metrics(folder / "asked to stop")[-1]["step"]
     assert last.startswith(
         f"stopped and saved at step {step} of {N_STEPS}; to go on: jaxeff train tiny.py --workdir 'asked to stop'"
     )
-    done = run(folder, "train", "tiny.py", "--workdir", "asked to stop", *SET)
-    assert f"going on from step {step} of {N_STEPS}" in done.stdout
+    out = done(server, words("asked to stop", *RARELY), folder / "went on.log")
+    assert f"going on from step {step} of {N_STEPS}" in out
     assert repeated(read_metrics(folder / "asked to stop")) == repeated(whole)
 
 
-def test_second_process_is_refused(folder, whole):
-    process = begin(folder, "shared")
+def test_second_process_is_refused(folder, server, whole):
+    process = Forked(server, words("shared"), folder / "shared.log")
     until(process, lambda: size(folder / "shared" / "metrics.jsonl") > 0)
-    second = run(folder, "train", "tiny.py", "--workdir", "shared", *SET)
-    process.kill()
-    process.communicate()
+    second = run(folder, *words("shared"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert second.returncode == 2
     assert second.stderr == f"jaxeff: error: shared is in use by another process (pid {process.pid})\n"
