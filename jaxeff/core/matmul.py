@@ -47,7 +47,7 @@ def inner(eqn: str) -> int | None:
 
 def row_major(x: jax.Array) -> jax.Array:
     """x, laid out row by row in memory."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return with_layout_constraint(jnp.asarray(x), Layout(tuple(range(x.ndim))))
 
 
 def matrices(x: jax.Array, w: jax.Array, n_in: int) -> tuple[jax.Array, jax.Array]:
