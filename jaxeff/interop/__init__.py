@@ -1,1 +1,2 @@
-"""A mixer, a block or a model of jaxeff as a module of another framework: one file for each framework, loaded by who uses it."""
+"""Jaxeff and others: its parts as modules of other frameworks, public checkpoints (`hf`, `bitsandbytes`) and adapters (`peft`) in
+and out, models as files that run without it. One file or folder for each, loaded by who uses it."""

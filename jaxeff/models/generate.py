@@ -42,12 +42,9 @@ def generate(
     Raises UserError for an empty prompt, ids outside the vocabulary, settings out of range, sampling without `key`, and a text
     longer than the model's positions where these are bounded.
     """
-    prompt = jnp.asarray(prompt, jnp.int32)
-    lengths = jnp.full(prompt.shape[:1], prompt.shape[1]) if prompt_lengths is None else jnp.asarray(prompt_lengths)
-    before = length(params.get(START, {}))
-    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before)
-    key = jax.random.key(0) if key is None else key
     filters = (top_k, top_p, min_p)
+    prompt, lengths = _checked(lm, params, prompt, prompt_lengths, max_tokens, temperature, filters, key)
+    key = jax.random.key(0) if key is None else key
     # Temperature is traced: trying another one does not recompile.
     fast, own = apart(lm, params, max_tokens)
     return _generate(
@@ -65,7 +62,11 @@ def generate(
     )
 
 
-def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before):
+def _checked(lm, params, prompt, prompt_lengths, max_tokens, temperature, filters, key) -> tuple[jax.Array, jax.Array]:
+    """(prompt, lengths). Raises UserError, see `generate`."""
+    prompt = jnp.asarray(prompt, jnp.int32)
+    lengths = jnp.full(prompt.shape[:1], prompt.shape[1]) if prompt_lengths is None else jnp.asarray(prompt_lengths)
+    before, (top_k, top_p, min_p) = length(params.get(START, {})), filters
     if prompt.ndim != 2:
         raise UserError(f"the prompt must be [batch, time], found shape {prompt.shape}")
     if prompt.shape[1] < 1 or int(lengths.min()) < 1:
@@ -96,6 +97,7 @@ def _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, ke
         raise UserError(
             f"{chosen[0]} chooses among tokens to draw from; at temperature 0 none is drawn: give one above 0"
         )
+    return prompt, lengths
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 7, 9, 10))
@@ -145,12 +147,11 @@ def stream(
 
     Raises UserError as `generate` does.
     """
-    prompt = jnp.asarray(prompt, jnp.int32)[None]
-    lengths = jnp.full((1,), prompt.shape[1])
-    before = length(params.get(START, {}))
-    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before)
+    filters = (top_k, top_p, min_p)
+    row = jnp.asarray(prompt, jnp.int32)[None]
+    prompt, lengths = _checked(lm, params, row, None, max_tokens, temperature, filters, key)
     key, eos = jax.random.key(0) if key is None else key, _marks(eos)
-    chosen = temperature > 0, (top_k, top_p, min_p), jnp.float32(temperature), key
+    chosen = temperature > 0, filters, jnp.float32(temperature), key
     room = -(-max_tokens // STRIDE) * STRIDE
     prompt = jnp.pad(prompt, ((0, 0), (0, -prompt.shape[1] % STRIDE)))
     logits_BV, state, lm, params = _ready(lm, params, prompt, lengths, room, policy)
@@ -181,12 +182,10 @@ def in_pieces(
 
     Raises UserError as `generate` does.
     """
-    prompt = jnp.asarray(prompt, jnp.int32)
-    lengths = jnp.full(prompt.shape[:1], prompt.shape[1]) if prompt_lengths is None else jnp.asarray(prompt_lengths)
-    before = length(params.get(START, {}))
-    _check(lm, prompt, lengths, max_tokens, temperature, top_k, top_p, min_p, key, before)
+    filters = (top_k, top_p, min_p)
+    prompt, lengths = _checked(lm, params, prompt, prompt_lengths, max_tokens, temperature, filters, key)
     key, eos = jax.random.key(0) if key is None else key, _marks(eos)
-    chosen = temperature > 0, (top_k, top_p, min_p)
+    chosen = temperature > 0, filters
     room = -(-max_tokens // STRIDE) * STRIDE
     logits_BV, state, lm, params = _ready(lm, params, prompt, lengths, room, policy)
     done_B = jnp.zeros(prompt.shape[:1], bool)
