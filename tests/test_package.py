@@ -125,6 +125,11 @@ def test_importing_the_package_is_light():
     assert third_party <= {"jaxeff"}
 
 
+def test_the_command_line_shows_its_help_without_jax():
+    help_of_all = "import jaxeff.cli; jaxeff.cli.parser().format_help()"
+    assert not loaded_by(help_of_all) & {"jax", "numpy", *HEAVY}
+
+
 @pytest.mark.parametrize("module", ["jaxeff.mixers.registry", "jaxeff.models.lm", "jaxeff.models.generate"])
 def test_layers_and_models_need_no_data_or_training_libraries(module):
     assert not loaded_by(f"import {module}") & (set(HEAVY) - {"flax", "optax"})

@@ -1,0 +1,73 @@
+"""`jaxeff`: a thin layer over functions that a notebook can call too. A command is a file of this folder and a name in COMMANDS.
+
+Such a file says in the first line of its docstring what the command does; its `arguments` gives a parser what it takes, its `run`
+does it. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
+
+Exit status: 0 when done, 2 when the user can put it right (one line on stderr), 130 after SIGINT, and whatever Python says, with a
+traceback, when the fault is ours.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxeff import __version__
+from jaxeff.cli import ablate, bench, chat, convert, eval, export, generate, merge, record, train, transform
+from jaxeff.cli.arguments import Parser
+from jaxeff.core.errors import UserError
+
+COMMANDS = {
+    "train": train,
+    "eval": eval,
+    "generate": generate,
+    "chat": chat,
+    "ablate": ablate,
+    "record": record,
+    "transform": transform,
+    "merge": merge,
+    "convert": convert,
+    "export": export,
+    "bench": bench,
+}
+
+
+def parser() -> Parser:
+    """The command line."""
+    top = Parser(prog="jaxeff", description="Efficient language models: train, evaluate, generate, compare.")
+    top.add_argument("--version", action="version", version=f"jaxeff {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        does = command.__doc__.splitlines()[0].partition(": ")[2].rstrip(".")
+        command.arguments(commands.add_parser(name, help=does, description=does, **getattr(command, "OPTIONS", {})))
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        COMMANDS[args.command].run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("jaxeff: stopped", file=sys.stderr, flush=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`jaxeff eval ... | head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        # The file system's refusals are no bug of ours, wherever they strike.
+        from jaxeff.core.files import refusal
+
+        reason = refusal(error)
+        if reason is None:
+            raise
+        return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
+    return 0
+
+
+def _refuse(text: str) -> int:
+    print("jaxeff: error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    return 2

@@ -1,0 +1,7 @@
+"""`python -m jaxeff.cli` is `jaxeff`."""
+
+import sys
+
+from jaxeff.cli import main
+
+sys.exit(main())

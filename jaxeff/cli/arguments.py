@@ -1,0 +1,97 @@
+"""Options that several commands have in common, and what they stand for."""
+
+import argparse
+
+from jaxeff.core.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong; the parsers of its subcommands are of its kind."""
+
+    def error(self, message: str):
+        """Ends the process."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def folder(text: str) -> str:
+    """A folder's name as an argument."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a folder must have a name")
+    return text
+
+
+def config(parser: argparse.ArgumentParser, what: str = "where it defines classes of its own") -> None:
+    """--config"""
+    parser.add_argument("--config", metavar="CONFIG", help=f"the config file {what}")
+
+
+def workdir(parser: argparse.ArgumentParser, what: str = "folder of the run", several: bool = False) -> None:
+    """--workdir"""
+    action = "append" if several else "store"
+    parser.add_argument("--workdir", required=True, action=action, type=folder, metavar="DIR", help=what)
+
+
+def workdir_or_public(parser: argparse.ArgumentParser, what: str = "folder of the run", several: bool = False) -> None:
+    """--workdir or --model"""
+    either = parser.add_mutually_exclusive_group(required=True)
+    action = "append" if several else "store"
+    either.add_argument("--workdir", action=action, type=folder, metavar="DIR", help=what)
+    either.add_argument("--model", metavar="hf:DIR", help="a public checkpoint instead")
+
+
+def any_base(parser: argparse.ArgumentParser) -> None:
+    """--any-base"""
+    parser.add_argument(
+        "--any-base", action="store_true", help="take frozen weights as they are, even if training saw others"
+    )
+
+
+def out(parser: argparse.ArgumentParser, what: str = "folder of the new run") -> None:
+    """--out"""
+    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help=what)
+
+
+def sampling(parser: argparse.ArgumentParser, temperature: float, tokens: int) -> None:
+    """How text is sampled, and how much of it."""
+    parser.add_argument(
+        "--max-tokens", type=int, default=tokens, metavar="N", help=f"of an answer, at most (default {tokens})"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="X", help=f"0 is greedy (default {temperature:g})"
+    )
+    parser.add_argument("--top-k", type=int, metavar="N", help="among the N likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that have P together")
+    parser.add_argument(
+        "--min-p", type=float, metavar="P", help="among those with P times the likeliest one's probability"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default 0)")
+
+
+def sampled(args: argparse.Namespace) -> dict:
+    """What `sampling` asked for, as `models.generate` takes it."""
+    import jax
+
+    options = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    return options | {"key": jax.random.key(args.seed)}
+
+
+def public(name: str) -> str:
+    """The name of a public checkpoint, as it is."""
+    if not name.startswith("hf:"):
+        raise UserError(f"--model {name}: a public checkpoint is named hf:DIR; a run of jaxeff: --workdir {name}")
+    return name
+
+
+def encodable(text: str) -> str:
+    """Text that was typed, as it is."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError("the prompt is not UTF-8")
+    return text
+
+
+def define(config: str | None) -> None:
+    """Makes the classes of a config file known; nothing that a workdir holds is ever run."""
+    if config is not None:
+        from jaxeff.train.config_file import load
+
+        load(config)
