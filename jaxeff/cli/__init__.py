@@ -1,20 +1,23 @@
 """`jaxeff`: a thin layer over functions that a notebook can call too. A command is a file of this folder and a name in COMMANDS.
 
 Such a file says in the first line of its docstring what the command does; its `arguments` gives a parser what it takes, its `run`
-does it. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
+does it and returns an exit status, None for 0. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
 
-Exit status: 0 when done, 2 when the user can put it right (one line on stderr), 130 after SIGINT, and whatever Python says, with a
-traceback, when the fault is ours.
+Exit status: 0 when done; 2 when the user can put it right, one line on stderr; 130, 143 or 129 when SIGINT, SIGTERM or SIGHUP ended it;
+and 1, with a traceback, when the fault is ours.
 """
 
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from jaxeff import __version__
-from jaxeff.cli import ablate, bench, chat, convert, eval, export, generate, merge, record, train, transform
+from jaxeff.cli import ablate, bench, chat, convert, eval, export, generate, merge, record, runs, train, transform
 from jaxeff.cli.arguments import Parser
-from jaxeff.core.errors import UserError
+from jaxeff.core.errors import UserError, warn
+from jaxeff.train.signals import Stopped, ends_in_time, on_signal
 
 COMMANDS = {
     "train": train,
@@ -23,6 +26,7 @@ COMMANDS = {
     "chat": chat,
     "ablate": ablate,
     "record": record,
+    "runs": runs,
     "transform": transform,
     "merge": merge,
     "convert": convert,
@@ -45,14 +49,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     args = parser().parse_args(argv)
+    in_time = ends_in_time() if threading.current_thread() is threading.main_thread() else contextlib.nullcontext()
     try:
-        COMMANDS[args.command].run(args)
-        sys.stdout.flush()
+        with on_signal(), in_time:
+            status = COMMANDS[args.command].run(args)
+            sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("jaxeff: stopped", file=sys.stderr, flush=True)
-        return 130
+    except Stopped as stopped:
+        warn(str(stopped))
+        return stopped.status
     except BrokenPipeError:
         # The reader of our output went away (`jaxeff eval ... | head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is None:
             raise
         return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
-    return 0
+    return status or 0
 
 
 def _refuse(text: str) -> int:
-    print("jaxeff: error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    warn(f"error: {text}")
     return 2
