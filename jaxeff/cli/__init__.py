@@ -14,7 +14,21 @@ import threading
 from collections.abc import Sequence
 
 from jaxeff import __version__
-from jaxeff.cli import ablate, bench, chat, convert, eval, export, generate, merge, record, runs, train, transform
+from jaxeff.cli import (
+    ablate,
+    bench,
+    chat,
+    compare,
+    convert,
+    eval,
+    export,
+    generate,
+    merge,
+    record,
+    runs,
+    train,
+    transform,
+)
 from jaxeff.cli.arguments import Parser
 from jaxeff.core.errors import UserError, warn
 from jaxeff.train.signals import Stopped, ends_in_time, on_signal
@@ -27,6 +41,7 @@ COMMANDS = {
     "ablate": ablate,
     "record": record,
     "runs": runs,
+    "compare": compare,
     "transform": transform,
     "merge": merge,
     "convert": convert,
