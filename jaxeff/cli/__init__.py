@@ -20,9 +20,12 @@ from jaxeff.cli import (
     chat,
     compare,
     convert,
+    describe,
+    env,
     eval,
     export,
     generate,
+    list,
     merge,
     record,
     runs,
@@ -47,6 +50,9 @@ COMMANDS = {
     "convert": convert,
     "export": export,
     "bench": bench,
+    "list": list,
+    "describe": describe,
+    "env": env,
 }
 
 
