@@ -4,10 +4,12 @@ from pathlib import Path
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_text
-from jaxeff.lab.columns import columns
+from jaxeff.lab.columns import n_seeds
+from jaxeff.lab.figures import plots
 from jaxeff.lab.finding import findings
-from jaxeff.lab.plots import loss_curves, quality_against_cost, quality_on_others
+from jaxeff.lab.plots import Plot, files
 from jaxeff.lab.results import Results
+from jaxeff.lab.take_along import markdown
 
 PAGE = """# {name}
 
@@ -21,7 +23,7 @@ Commit {commit}, {processor} ({device}), jax {jax}, Python {python}; {minutes:.0
 
 {table}
 
-{score} with 95 % intervals over seeds; costs are of this machine. A rate with * is at an end of the sweep: a better one may lie
+{score} {taken}; costs are of this machine. A rate with * is at an end of the sweep: a better one may lie
 beyond.
 
 {plots}
@@ -31,7 +33,7 @@ beyond.
 {findings}
 """
 
-PLOTS = {"loss": loss_curves, "cost": quality_against_cost, "others": quality_on_others}
+KEPT = ("loss", "cost", "others")  # decoding has its columns in the table
 
 
 def record(workdir: str | Path, folder: str | Path) -> Path:
@@ -50,14 +52,14 @@ def record(workdir: str | Path, folder: str | Path) -> Path:
         raise UserError(f"{source} cannot be read as results: {error}") from error
     if results.missing:
         raise UserError(f"{workdir} is not finished: {', '.join(results.missing)}")
-    drawn = {name: svg for name, draw in PLOTS.items() if (svg := draw(results))}
-    for name, svg in drawn.items():
-        write_text(Path(folder) / f"{name}.svg", svg.replace("<svg ", '<svg style="background:#fff" ', 1) + "\n")
-    write_text(readme, page(results, list(drawn)))
+    drawn = [plot for plot in plots(results) if plot.name in KEPT]
+    for plot in drawn:
+        write_text(Path(folder) / f"{plot.name}.svg", files(plot)[f"{plot.name}.svg"].decode())
+    write_text(readme, page(results, drawn))
     return readme
 
 
-def page(results: Results, plots: list[str]) -> str:
+def page(results: Results, drawn: list[Plot]) -> str:
     """The README's text."""
     return PAGE.format(
         name=results.name.replace("-", " ").capitalize(),
@@ -71,16 +73,8 @@ def page(results: Results, plots: list[str]) -> str:
         minutes=(results.seconds or 0.0) / 60,
         seeds=", ".join(map(str, results.protocol.get("seeds", ()))),
         score=results.score_words.capitalize(),
-        table=table(results),
-        plots="\n".join(f"![{PLOTS[name].__name__.replace('_', ' ')}]({name}.svg)" for name in plots),
+        taken="with 95 % intervals over seeds" if n_seeds(results) > 1 else "of one seed, so without intervals",
+        table=markdown(results).strip(),
+        plots="\n\n".join(f"![{plot.title}]({plot.name}.svg)\n\n{plot.caption}" for plot in drawn),
         findings="\n".join(f"- {line}" for line in findings(results)),
     )
-
-
-def table(results: Results) -> str:
-    """The table of the report in Markdown."""
-    shown = columns(results)
-    heads = ["model", *(f"{c.title}, {c.unit}" if c.unit else c.title for c in shown)]
-    lines = [[row.name, *(c.cell(row, results.baseline_row) for c in shown)] for row in results.rows]
-    rule = ["---", *("---:" for _ in shown)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))

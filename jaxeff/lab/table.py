@@ -40,10 +40,10 @@ def _table(results: Results, shown: list[Column], title: str) -> Table:
 
 
 def _split(title: str) -> str:
-    """A long heading on two lines, the second one beginning with "at", "to" or "per"."""
-    for word in (" at ", " to ", " per "):
+    """A heading of several words on two lines, the second one beginning with "at", "to" or "per" where there is one."""
+    for word in (" at ", " to ", " per ", " "):
         if word in title:
-            return title.replace(word, f"\n{word[1:]}")
+            return title.replace(word, f"\n{word.lstrip()}", 1)
     return title
 
 

@@ -10,9 +10,9 @@ import pytest
 from jaxeff.core.errors import UserError
 from jaxeff.data import Grammar, SentencePiece, TextData
 from jaxeff.lab.ablation import Ablation, Variant
-from jaxeff.lab.record import table
 from jaxeff.lab.results import Results
 from jaxeff.lab.run import run
+from jaxeff.lab.take_along import markdown
 from jaxeff.train.loop import fit
 from jaxeff.train.trained import load_trained
 from jaxeff.transforms import LoRA, StateTuning
@@ -49,7 +49,7 @@ def test_a_base_is_trained_once_and_adapted(adaptation, tmp_path):
     rows = {row.name: row for row in results.rows}
     assert rows["lora"].n_parameters < rows["full"].n_parameters
     assert set(rows["full"].others["old text"]) == {0, 1} and not rows["lora"].sweep and len(rows["start"].sweep) == 2
-    assert "on old text, bits per byte" in table(results)
+    assert "on old text, bits per byte" in markdown(results)
     page = (tmp_path / "work/report.html").read_text()
     assert "What is known of old text" in page and "trained once, before all else: old." in page
     assert "at each of 0.001, 0.01, 0.1, of which some models had rates of their own" in page
