@@ -86,8 +86,8 @@ class Folder:
 
 
 def words(score_name: str) -> str:
-    """A score's name in words."""
-    return score_name.replace("_", " ")
+    """A score's name in words, on one line."""
+    return printable(score_name).replace("_", " ")
 
 
 def number(value) -> float | int | None:
