@@ -1,14 +1,16 @@
 """`jaxeff`: a thin layer over functions that a notebook can call too. A command is a file of this folder and a name in COMMANDS.
 
 Such a file says in the first line of its docstring what the command does; its `arguments` gives a parser what it takes, its `run`
-does it. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
+does it and returns an exit status, None for 0. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
 
-Exit status: 0 when done, 2 when the user can put it right (one line on stderr), 130 after SIGINT, and whatever Python says, with a
-traceback, when the fault is ours.
+Exit status: 0 when done; 2 when the user can put it right, one line on stderr; 130, 143 or 129 when SIGINT, SIGTERM or SIGHUP ended it;
+and 1, with a traceback, when the fault is ours.
 """
 
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from jaxeff import __version__
@@ -32,7 +34,8 @@ from jaxeff.cli import (
     transform,
 )
 from jaxeff.cli.arguments import Parser
-from jaxeff.core.errors import UserError
+from jaxeff.core.errors import UserError, warn
+from jaxeff.train.signals import ends_in_time, on_signal
 
 COMMANDS = {
     "train": train,
@@ -69,14 +72,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     args = parser().parse_args(argv)
+    in_time = ends_in_time() if threading.current_thread() is threading.main_thread() else contextlib.nullcontext()
     try:
-        COMMANDS[args.command].run(args)
-        sys.stdout.flush()
+        with on_signal(), in_time:
+            status = COMMANDS[args.command].run(args)
+            sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("jaxeff: stopped", file=sys.stderr, flush=True)
-        return 130
+    except KeyboardInterrupt as stopped:
+        warn(str(stopped) or "stopped")
+        return getattr(stopped, "status", 130)
     except BrokenPipeError:
         # The reader of our output went away (`jaxeff eval ... | head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is None:
             raise
         return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
-    return 0
+    return status or 0
 
 
 def _refuse(text: str) -> int:
-    print("jaxeff: error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    warn(f"error: {text}")
     return 2

@@ -12,8 +12,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     workdir(parser, "folder of the ablation")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Does it."""
     from jaxeff.lab.command import ablate
 
-    ablate(args.config, args.workdir, args.only)
+    return ablate(args.config, args.workdir, args.only)

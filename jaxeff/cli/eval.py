@@ -34,7 +34,7 @@ def _read(args: argparse.Namespace) -> str:
     with shown() as report:
         if args.model is None:
             define(args.config)
-            run = load_trained(args.workdir, report, args.any_base)
+            run = load_trained(args.workdir, report, args.any_base, [args.split])
         else:
             run = load_public(public(args.model), None if args.config is None else load(args.config), report)
         e, batches = run.experiment, run.prepared.eval(args.split)

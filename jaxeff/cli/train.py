@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     workdir(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """Does it."""
     from jaxeff.train.config_file import load
     from jaxeff.train.loop import fit
@@ -37,6 +37,6 @@ def run(args: argparse.Namespace) -> None:
     if result.stopped:
         again = shlex.join(["jaxeff", *sys.argv[1:]])
         print(f"stopped and saved at step {result.step} of {experiment.train.steps}; to go on: {again}", flush=True)
-        return
+        return stop.stopped().status
     score = "" if result.score is None else f": validation {experiment.objective.score.describe(result.score)}"
     print(f"trained {result.step} steps in {args.workdir}{score}")

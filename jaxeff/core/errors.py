@@ -1,5 +1,6 @@
 """Errors that a person can act on."""
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -8,6 +9,11 @@ SHOWN = 20  # names listed when none is near
 
 class UserError(ValueError):
     """The input is at fault, not the program: the command line shows it as one line, without a traceback."""
+
+
+def warn(text: str) -> None:
+    """One line on stderr: of what goes on all the same."""
+    print(f"jaxeff: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:

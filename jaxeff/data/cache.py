@@ -2,26 +2,31 @@
 
 A folder is written under a temporary name beside its final one and then renamed, which is atomic within one file
 system. Hence no reader ever sees a half-written one, however the writer died, and of two writers at once the loser
-throws its copy away.
+throws its copy away. It holds checksums of its files, which are compared whenever it is used: a folder that changed since
+is made anew.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import time
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from jaxeff.core.errors import UserError
+from jaxeff.core.errors import UserError, warn
+from jaxeff.core.files import write_json
 
 Report = Callable[[str, int, int], None]
 
+CHECKSUMS = "checksums.json"
 _TEMPORARY = ".partial-"
-_ABANDONED_SECONDS = 24 * 3600
+_LOCK = ".lock"  # in a folder being written, held by who writes; in the folder of such folders, while they begin and are swept
+_BLOCK_BYTES = 1 << 20
 _FOLDER_ERRNOS = {
     errno.EACCES,
     errno.EPERM,
@@ -59,36 +64,94 @@ def fingerprint(hashes: Iterable[tuple[str, str]]) -> str:
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Makes `folder` with what `write(temporary_folder)` puts there, unless it is there already.
+    """Makes `folder` with what `write(temporary_folder)` puts there, unless it is there already and as it was written.
 
     Raises:
       UserError: the place is read-only or full, or is no folder; the message names it.
     """
     if folder.is_dir():
-        return folder
-    parent = folder.parent
-    temporary = None
-    try:
-        with _folder_errors(parent):
-            parent.mkdir(parents=True, exist_ok=True)
-            _sweep(parent)
-            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
-            write(temporary)
-            _flush(temporary)
-            _rename(temporary, folder)
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        changed = _changed(folder)
+        if changed is None:
+            return folder
+        warn(f"the cached folder {folder} is damaged ({changed}): it is made anew")
+    with _folder_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(folder.parent) as temporary:
+            if folder.is_dir():
+                _give_way(folder, temporary / "damaged")
+            new = temporary / "new"
+            new.mkdir()
+            write(new)
+            write_json(new / CHECKSUMS, checksums(new))
+            _flush(new)
+            _rename(new, folder)
     return folder
 
 
-def _rename(temporary: Path, folder: Path) -> None:
-    # mkdtemp makes folders private to the user; a shared cache needs what the umask allows.
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)
+def checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of each file in a folder but of those of the cache itself, by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (CHECKSUMS, _LOCK))
+    return {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            found = zlib.crc32(block, found)
+    return found
+
+
+def _changed(folder: Path) -> str | None:
+    """What is not as it was written, None when all is."""
     try:
-        os.rename(temporary, folder)
+        kept, found = json.loads((folder / CHECKSUMS).read_bytes()), checksums(folder)
+    except FileNotFoundError:
+        return f"no {CHECKSUMS}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    if not isinstance(kept, dict):
+        return f"{CHECKSUMS} holds no checksums"
+    wrong = [name for name in {**kept, **found} if kept.get(name) != found.get(name)]
+    return f"{wrong[0]} has another checksum" if wrong else None
+
+
+@contextlib.contextmanager
+def _temporary(parent: Path):
+    """A folder to write to, removed in the end; those of writers that were killed are removed before."""
+    with open(parent / _LOCK, "a") as all_of_them:
+        fcntl.flock(all_of_them, fcntl.LOCK_EX)
+        for path in parent.glob(_TEMPORARY + "*"):
+            if not _held(path):
+                shutil.rmtree(path, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+        mine = open(folder / _LOCK, "a")  # noqa: SIM115
+        fcntl.flock(mine, fcntl.LOCK_EX)
+    with mine:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _held(folder: Path) -> bool:
+    """Whether its writer still lives; the system ends the lock however it dies."""
+    with contextlib.suppress(FileNotFoundError), open(folder / _LOCK, "rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _give_way(folder: Path, elsewhere: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        os.rename(folder, elsewhere)
+
+
+def _rename(new: Path, folder: Path) -> None:
+    try:
+        os.rename(new, folder)
     except OSError:
         if not folder.is_dir():
             raise
@@ -100,14 +163,6 @@ def _flush(folder: Path) -> None:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-
-
-def _sweep(parent: Path) -> None:
-    """Removes what killed writers left behind a day ago or earlier; younger ones may still be written to."""
-    for path in parent.glob(_TEMPORARY + "*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ space before the first word, and bits per byte count that space as a byte.
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +39,29 @@ class Published:
 
 
 class PublishedTokenizer(Tokenizer):
-    """What `read` gives. template: of chats, None where there is none. ends: the ids that a model was published to stop at."""
+    """What `read` gives. folder: of its files. template: of chats, None where there is none. ends: the ids that a model was published to stop at."""
 
     def __init__(
-        self, pieces: list[bytes], identity: str, coding, config: Mapping[str, Any], template: str | None, **ids
+        self,
+        folder: Path,
+        pieces: list[bytes],
+        identity: str,
+        coding,
+        config: Mapping[str, Any],
+        template: str | None,
+        **ids,
     ):
         super().__init__(pieces, identity)
+        self.folder = folder
         self._encode, self._decode = coding
         self._config, self.template = config, template
         self.eos_id, self.bos_id, self.pad_id, self.ends = ids["eos"], ids["bos"], ids["pad"], ids["ends"]
+
+    def save(self, folder: Path) -> None:
+        """Copies its files, and the model's config, which names the tokens that end a text."""
+        for name in (*FILES, "config.json"):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
 
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
         """Special tokens that are spelled out in a text are letters like others."""
@@ -115,7 +130,7 @@ def read(folder: Path) -> PublishedTokenizer:
         raise UserError(f"{folder} has no tokenizer: neither {WHOLE} nor {PIECES}")
     source = folder / (WHOLE if (folder / WHOLE).is_file() else PIECES)
     identity = hashlib.sha256(source.read_bytes()).hexdigest()
-    return PublishedTokenizer(pieces, identity, coding, config, template, **_special(folder, config, ids))
+    return PublishedTokenizer(folder, pieces, identity, coding, config, template, **_special(folder, config, ids))
 
 
 def _special(folder: Path, config: Mapping[str, Any], ids) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import os
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from jaxeff.core.errors import UserError
 from jaxeff.data.base import Prepared
 from jaxeff.data.cache import Report, cache_root, digest, publish, silent
 from jaxeff.data.corpus import corpus_fingerprint, prepare_corpus
 from jaxeff.data.grammar import Grammar
-from jaxeff.data.public_tokenizer import Published
+from jaxeff.data.public_tokenizer import Published, read
 from jaxeff.data.python_sources import PythonCode, PythonDocs
 from jaxeff.data.rows import prepare_rows
 from jaxeff.data.text_files import Text
@@ -90,6 +91,12 @@ class TextData:
         return Prepared(
             self, packed.splits, tokenizer.vocab_size, identity, statistics, tokenizer, tokenizer.token_bytes
         )
+
+    def restored(self, folder: Path) -> Tokenizer:
+        """The tokenizer that `Tokenizer.save` wrote to `folder`, where the data are of this config."""
+        if isinstance(self.tokenizer, TextData):
+            return self.tokenizer.restored(folder)
+        return read(folder) if isinstance(self.tokenizer, Published) else self.tokenizer.load(folder)
 
     def _corpus(self, root, report: Report, fingerprint: str | None = None):
         return prepare_corpus(

@@ -43,6 +43,10 @@ class Tokenizer:
         self.vocab_size = len(pieces)
         self.token_bytes = np.array([len(piece) for piece in pieces], np.int32)
 
+    def save(self, folder: Path) -> None:
+        """Writes all that it is into `folder`, to be read as its config reads it."""
+        raise NotImplementedError
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without begin and end marks."""
         return self.encode_many([text])[0].tolist()
@@ -83,6 +87,9 @@ class ByteTokenizer(Tokenizer):
     def __init__(self):
         super().__init__([b""] * 3 + [bytes([b]) for b in range(256)], "bytes")
 
+    def save(self, folder: Path) -> None:
+        """There is nothing to write."""
+
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 3 for text in texts]
 
@@ -93,12 +100,16 @@ class PieceTokenizer(Tokenizer):
     def __init__(self, model: bytes):
         import sentencepiece
 
+        self._model = model
         self._processor = p = sentencepiece.SentencePieceProcessor(model_proto=model)
         super().__init__([piece_bytes(p, i) for i in range(p.vocab_size())], hashlib.sha256(model).hexdigest())
         ids = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         self._newline = ids[b"\n"]
         # The mark for a space, where the text itself has it, must not come back as a space.
         self._space_mark = [p.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+
+    def save(self, folder: Path) -> None:
+        (folder / _MODEL).write_bytes(self._model)
 
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
         lines = [part for text in texts for line in text.split("\n") for part in line.split(SPACE)]

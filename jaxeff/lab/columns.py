@@ -9,7 +9,6 @@ from jaxeff.lab.statistics import Interval
 
 NONE = "\u2013"
 MINUS = "\u2212"
-TIMES = "Times are medians over rounds in which the models take turns; how far the rounds lie apart was not kept."
 SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 BINARY = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -99,6 +98,18 @@ def digits(results: Results) -> int:
     found = [interval for row in results.rows for interval in (row.score, row.difference(base)) if interval]
     halves = [interval.half for interval in found if interval.half and interval.half > 1e-9]
     return min(5, max(3, math.ceil(-math.log10(min(halves))))) if halves else 3
+
+
+def times_words(results: Results) -> str:
+    """How times were taken, and how far the rounds of one model lie from their median at most."""
+    found = [(row.tokens_per_s, row.tokens_per_s_ends) for row in results.rows]
+    found += [(d.first_token_s, d.first_token_ends) for row in results.rows for d in row.decode]
+    found += [(d.token_s, d.token_ends) for row in results.rows for d in row.decode]
+    far = [max(abs(end / middle - 1) for end in ends) for middle, ends in found if ends and middle]
+    apart = (
+        f"no round lies further than {max(far):.0%} from its median" if far else "how far these lie apart was not kept"
+    )
+    return f"Times are medians over rounds in which the models take turns; {apart}."
 
 
 def other_rate(row: Row, base: Row | None) -> bool:

@@ -9,24 +9,25 @@ from jaxeff.lab import table
 from jaxeff.lab.ablation import load
 from jaxeff.lab.progress import shown
 from jaxeff.lab.run import run
-from jaxeff.lab.training import Stopped
+from jaxeff.train.signals import Stopped
 
 
-def ablate(config: str, workdir: str, only: str | None = None) -> None:
-    """Run what is missing of the ablation of a config file, or of its model `only`. Raises UserError as `run` does."""
+def ablate(config: str, workdir: str, only: str | None = None) -> int:
+    """Run what is missing of the ablation of a config file, or of its model `only`; the exit status, 0 when all is done. Raises
+    UserError as `run` does."""
     console = Console()
     command = f"jaxeff ablate {shlex.quote(str(config))}"
     ablation = load(config)
     progress = shown(console)
     try:
         results = run(ablation, workdir, only, progress, command)
-    except (Stopped, KeyboardInterrupt):
+    except Stopped as stopped:
         progress.close()
         again = " ".join(
             (ablation.environment, command, "--workdir", shlex.quote(str(workdir)), f"--only {only}" if only else "")
         )
-        print(f"stopped and saved; this goes on from there: {again.strip()}")
-        return
+        print(f"stopped and saved; this goes on from there: {again.strip()}", flush=True)
+        return stopped.status
     finally:
         progress.close()
     console.print()
@@ -35,3 +36,4 @@ def ablate(config: str, workdir: str, only: str | None = None) -> None:
     for row in results.rows:
         console.print(f"  {row.reproduce}", highlight=False, soft_wrap=True)
     console.print(f"\nreport: {Path(workdir) / 'report.html'}", highlight=False, soft_wrap=True)
+    return 0

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from jaxeff.lab.columns import TIMES, better, binary, n_seeds, other_rate, si
+from jaxeff.lab.columns import better, binary, n_seeds, other_rate, si, times_words
 from jaxeff.lab.plots import Panel, Plot, look, marker
-from jaxeff.lab.results import Decode, Results, Row
+from jaxeff.lab.results import Decode, Ends, Results, Row
 
 SMOOTHING = 25  # curves are smoothed over this part of the run
 WIDE = 8  # costs further apart than this have a logarithmic axis
@@ -138,6 +138,9 @@ def _loss_words(results: Results, found: dict[int, Curve], paired: bool) -> str:
     return words
 
 
+SPEED = "Speed of training"
+
+
 def _short(value: float) -> str:
     """A number with a decimal prefix and no zeros at its end, for a tick."""
     digits, _, prefix = si(value).partition(" ")
@@ -146,7 +149,7 @@ def _short(value: float) -> str:
 
 COSTS: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
     ("FLOPs of training", "per token", lambda row: row.flops_per_token),
-    ("Speed of training", "tokens per second", lambda row: row.tokens_per_s),
+    (SPEED, "tokens per second", lambda row: row.tokens_per_s),
     ("Decode state", "bytes", lambda row: row.decode[-1].state_bytes if row.decode else None),
 )
 
@@ -158,7 +161,8 @@ def quality_against_cost(results: Results) -> Plot | None:
         return None
     context = next((f" after {row.decode[-1].context:,} tokens" for row in results.rows if row.decode), "")
     words = (
-        f"{_points(results)} Left is cheaper for FLOPs and state ({'of one sequence' + context}), right is faster for speed; "
+        f"{_points(results)} Left is cheaper for FLOPs and state ({'of one sequence' + context}), "
+        "right is faster for speed (its bars reach over all rounds where these were kept); "
         "costs start at zero unless their axis says log. The axis of the score does not start at zero, so distances along it look "
         "larger than they are."
     )
@@ -181,7 +185,8 @@ def _cost_panel(results: Results, title: str, unit: str, cost: Callable[[Row], f
 
     def draw(axes: Axes):
         for i, row, value in known:
-            _point(axes, i, value, row.score.mean, yerr=row.score.half)
+            ends = row.tokens_per_s_ends if title == SPEED else None
+            _point(axes, i, value, row.score.mean, yerr=row.score.half, xerr=_reach(value, ends))
         values = [value for *_, value in known]
         log = min(values) > 0 and max(values) > WIDE * min(values)
         if log:
@@ -200,6 +205,11 @@ def _cost_panel(results: Results, title: str, unit: str, cost: Callable[[Row], f
 
 def _score(results: Results) -> str:
     return f"test {results.score_words}"
+
+
+def _reach(value: float, ends: Ends | None) -> list[list[float]] | None:
+    """How far a bar reaches down and up."""
+    return ends and [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
 
 
 def _point(axes: Axes, i: int, x: float, y: float, **bars):
@@ -260,11 +270,15 @@ def quality_on_others(results: Results) -> Plot | None:
     )
 
 
-DECODING: tuple[tuple[str, str, Callable[[Decode], float]], ...] = (
-    ("Time per token", "ms", lambda d: d.token_s * 1e3),
-    ("Time to first token", "ms", lambda d: d.first_token_s * 1e3),
-    ("Decode state", "bytes", lambda d: d.state_bytes),
+DECODING: tuple[tuple[str, str, Callable[[Decode], float], Callable[[Decode], Ends | None]], ...] = (
+    ("Time per token", "ms", lambda d: d.token_s * 1e3, lambda d: _ms(d.token_ends)),
+    ("Time to first token", "ms", lambda d: d.first_token_s * 1e3, lambda d: _ms(d.first_token_ends)),
+    ("Decode state", "bytes", lambda d: d.state_bytes, lambda d: None),
 )
+
+
+def _ms(ends: Ends | None) -> Ends | None:
+    return ends and (ends[0] * 1e3, ends[1] * 1e3)
 
 
 def decode_against_context(results: Results) -> Plot | None:
@@ -275,21 +289,31 @@ def decode_against_context(results: Results) -> Plot | None:
     panels = tuple(_decode_panel(rows, *what) for what in DECODING)
     words = (
         "Decoding one sequence: time per token, time to the first token, and bytes kept between tokens, against the tokens before. "
-        f"{TIMES} Axes start at zero unless they say log; the axis of the context is logarithmic."
+        f"{times_words(results)} Bars reach over all rounds where these were kept. "
+        "Axes start at zero unless they say log; the axis of the context is logarithmic."
     )
     names = tuple(row.name if row.decode else None for row in results.rows)
     return Plot("decode", "Decoding against context", words, panels, names)
 
 
-def _decode_panel(rows: Sequence[tuple[int, Row]], title: str, unit: str, value: Callable[[Decode], float]) -> Panel:
+def _decode_panel(
+    rows: Sequence[tuple[int, Row]],
+    title: str,
+    unit: str,
+    value: Callable[[Decode], float],
+    ends: Callable[[Decode], Ends | None],
+) -> Panel:
     text = binary if unit == "bytes" else "{:g}".format
-    values = [value(d) for _, row in rows for d in row.decode]
+    values = [v for _, row in rows for d in row.decode for v in (value(d), *(ends(d) or ()))]
     log = min(values) > 0 and max(values) > WIDE * min(values) and title != "Time per token"
 
     def draw(axes: Axes):
         for i, row in rows:
             places = [d.context for d in row.decode]
             axes.plot(places, [value(d) for d in row.decode], marker=marker(i), markersize=5.5, **look(i))
+            for d in row.decode:
+                if ends(d):
+                    axes.vlines(d.context, *ends(d), color=look(i)["color"], linewidth=1.1)
         contexts = sorted({d.context for _, row in rows for d in row.decode})
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_locator(NullLocator())

@@ -5,6 +5,7 @@ all of them and not one.
 """
 
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxeff.evaluate.decoding import Decoding
 from jaxeff.evaluate.flops import flops, memory
-from jaxeff.evaluate.timing import alternate, seconds, summary
+from jaxeff.evaluate.timing import alternate, seconds
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.step import make_step, put, start
 
@@ -36,12 +37,13 @@ class Training:
             self.state, metrics = self.compiled(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
 
-    def costs(self, seconds: float) -> dict[str, Any]:
-        """The results, given the median seconds of a turn."""
+    def costs(self, seconds: list[float]) -> dict[str, Any]:
+        """The results, given the seconds of each turn: the median, and the ends of the range."""
         found = flops(self.step.step, self.step.abstract, jax.eval_shape(lambda: self.batch))
         positions, tokens = self.batch["tokens"].size, int((self.batch["segment_ids"] > 0).sum())
         return {
-            "tokens_per_s": self.steps * tokens / seconds,
+            "tokens_per_s": self.steps * tokens / median(seconds),
+            "tokens_per_s_ends": [self.steps * tokens / max(seconds), self.steps * tokens / min(seconds)],
             "flops_per_token": found["total"] / positions,
             "matmul_flops_per_token": found["matmul"] / positions,
             "uncounted": found["uncounted"],
@@ -76,19 +78,20 @@ def measure(
     runs |= {("further", *where): job.further_tokens for where, job in decoding.items()}
     done = total - rounds - 1
     clocks = {where: lambda run=run: seconds(run) for where, run in runs.items()}
-    times = summary(
-        alternate(clocks, rounds, on_round=lambda turn: report("timing, model after model", done + turn, total))
-    )
+    times = alternate(clocks, rounds, on_round=lambda turn: report("timing, model after model", done + turn, total))
 
     def decode(name: str, context: int) -> dict[str, Any]:
+        first, further = times["first", name, context], [t / n_tokens for t in times["further", name, context]]
         return {
             "context": context,
-            "first_token_s": times["first", name, context][0],
-            "token_s": times["further", name, context][0] / n_tokens,
+            "first_token_s": median(first),
+            "token_s": median(further),
+            "first_token_ends": [min(first), max(first)],
+            "token_ends": [min(further), max(further)],
             "state_bytes": decoding[name, context].state_bytes,
         }
 
     return {
-        name: job.costs(times["step", name][0]) | {"decode": [decode(name, context) for context in contexts]}
+        name: job.costs(times["step", name]) | {"decode": [decode(name, context) for context in contexts]}
         for name, job in training.items()
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxeff.core.files import write_text
 from jaxeff.lab import take_along
-from jaxeff.lab.columns import TIMES, Column, columns, n_seeds
+from jaxeff.lab.columns import Column, columns, n_seeds, times_words
 from jaxeff.lab.figures import plots as drawings
 from jaxeff.lab.finding import findings
 from jaxeff.lab.method import method
@@ -76,7 +76,9 @@ def tables(results: Results) -> str:
         results, [c for c in shown if c.quality], f"{equal} on the same data; {score}. The best mean is bold."
     )
     cost = _table(
-        results, [c for c in shown if not c.quality], f"What training and decoding cost on this machine. {TIMES}"
+        results,
+        [c for c in shown if not c.quality],
+        f"What training and decoding cost on this machine. {times_words(results)}",
     )
     legend = "".join(
         f"<li><strong>{_(c.title)}</strong>{_(', ' + c.unit if c.unit else '')}: {_(c.meaning)}.</li>" for c in shown

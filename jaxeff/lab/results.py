@@ -8,16 +8,28 @@ from jaxeff.lab.statistics import Interval, mean_interval, paired_interval
 from jaxeff.objectives.base import Score
 
 FORMAT = 2
+Ends = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """Decoding one sequence after a prompt of `context` tokens: seconds to the first token and per further token; bytes kept."""
+    """Decoding one sequence after a prompt of `context` tokens: seconds to the first token and per further token; bytes kept.
+
+    The ends are the lowest and the highest of the rounds whose median the seconds are, None where they were not kept.
+    """
 
     context: int
     first_token_s: float
     token_s: float
     state_bytes: int
+    first_token_ends: Ends | None = None
+    token_ends: Ends | None = None
+
+    @classmethod
+    def from_plain(cls, entry: dict[str, Any]) -> "Decode":
+        """Of what JSON holds."""
+        ends = {name: _ends(entry.get(name)) for name in ("first_token_ends", "token_ends")}
+        return cls(**entry | ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Row:
     built: what differs from the other models. n_parameters: those that train. varied: the value of the field that sizes were
     matched by, None where it was left. sweep: learning rate -> score on the validation split, None where training diverged. test:
     seed -> score on the test split; others: name -> seed -> the same on other data. curves: seed -> (steps, training loss).
-    memory_bytes: what one training step needs beside the parameters, optimizer state and batch.
+    tokens_per_s_ends: the lowest and the highest of the rounds. memory_bytes: what one training step needs beside the parameters,
+    optimizer state and batch.
     """
 
     name: str
@@ -43,6 +56,7 @@ class Row:
     decode: tuple[Decode, ...] = ()
     memory_bytes: int | None = None
     reproduce: str = ""
+    tokens_per_s_ends: Ends | None = None
     others: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -126,6 +140,10 @@ class Results:
         return cls(**body | {"rows": tuple(map(_row, body["rows"])), "missing": tuple(body["missing"])})
 
 
+def _ends(found) -> Ends | None:
+    return None if found is None else (found[0], found[1])
+
+
 def _row(entry: dict[str, Any]) -> Row:
     fields = {field.name: entry[field.name] for field in dataclasses.fields(Row) if field.name in entry}
     fields["sweep"] = {float(lr): value for lr, value in entry["sweep"].items()}
@@ -133,5 +151,6 @@ def _row(entry: dict[str, Any]) -> Row:
     fields["curves"] = {int(seed): tuple(curve) for seed, curve in entry["curves"].items()}
     others = fields.get("others", {})
     fields["others"] = {name: {int(seed): value for seed, value in found.items()} for name, found in others.items()}
-    fields["decode"] = tuple(Decode(**d) for d in entry["decode"])
+    fields["decode"] = tuple(map(Decode.from_plain, entry["decode"]))
+    fields["tokens_per_s_ends"] = _ends(entry.get("tokens_per_s_ends"))
     return Row(**fields)

@@ -174,7 +174,8 @@ class Job:
             },
             tokens_per_s=costs.get("tokens_per_s"),
             flops_per_token=costs.get("flops_per_token"),
-            decode=tuple(Decode(**d) for d in costs.get("decode", ())),
+            tokens_per_s_ends=costs.get("tokens_per_s_ends") and tuple(costs["tokens_per_s_ends"]),
+            decode=tuple(map(Decode.from_plain, costs.get("decode", ()))),
             memory_bytes=(costs.get("memory") or {}).get("temporary"),
             reproduce=reproduce,
         )

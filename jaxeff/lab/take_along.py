@@ -64,12 +64,17 @@ def _numbers(row: Row, results: Results) -> dict[str, object]:
         "difference_high_95": difference and difference.high,
         "flops_per_token": row.flops_per_token,
         "tokens_per_s": row.tokens_per_s,
+        "tokens_per_s_lowest": row.tokens_per_s_ends and row.tokens_per_s_ends[0],
+        "tokens_per_s_highest": row.tokens_per_s_ends and row.tokens_per_s_ends[1],
         "memory_bytes": row.memory_bytes,
     }
     for d in row.decode:
         found[f"first_token_s_at_{d.context}"] = d.first_token_s
         found[f"token_s_at_{d.context}"] = d.token_s
         found[f"state_bytes_at_{d.context}"] = d.state_bytes
+        for name, ends in (("first_token_s", d.first_token_ends), ("token_s", d.token_ends)):
+            if ends:
+                found |= {f"{name}_at_{d.context}_lowest": ends[0], f"{name}_at_{d.context}_highest": ends[1]}
     found |= {f"test_seed_{seed}": value for seed, value in row.test.items()}
     for name, values in row.others.items():
         found |= {f"{name}_seed_{seed}": value for seed, value in values.items()}

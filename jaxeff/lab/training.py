@@ -16,10 +16,6 @@ from jaxeff.train.loop import Result, fit
 from jaxeff.train.signals import on_signal
 
 
-class Stopped(Exception):
-    """The user asked for an end; what the run had done is saved."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One training run of an ablation, named like its file: `lr-0.003` of the sweep, or `seed-0`, whose test split is read, and
@@ -55,13 +51,13 @@ def train(part: Part, workdir: Path, prepared: Prepared, progress: Progress) -> 
 
     A run of the sweep is deleted once it is evaluated; a final one stays, to be evaluated further or to generate from.
 
-    Raises Stopped on SIGTERM and SIGINT, after saving; UserError as `fit` does.
+    Raises Stopped when a signal comes, after saving; UserError as `fit` does.
     """
     begun, e = time.perf_counter(), part.experiment
     with on_signal() as stop:
         result = fit(e, workdir, report=Relay(progress, part), stop=stop, prepared=prepared)
     if result.stopped:
-        raise Stopped
+        raise stop.stopped()
     steps, losses = curve(result.lines)
     score = result.score if part.split == "validation" else _test(e, result, prepared, part.split)
     if part.split == "validation":

@@ -17,7 +17,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -25,7 +25,6 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import refusal, refusals
@@ -37,49 +36,51 @@ FOLDER, DAMAGED, FROZEN = "checkpoints", "damaged", "frozen"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the newest `keep` and the one with the best `score`, where one is given.
+    """The checkpoints of one workdir: the newest `keep` and the one with the best `score`, where one is given. They are their own
+    preservation policy, as Orbax calls it.
 
     `read_only` neither creates nor tidies anything: for evaluation beside a running job.
     """
 
     def __init__(self, workdir, score: Score | None = None, keep: int = 2, read_only: bool = False):
         self.folder = Path(workdir).absolute() / FOLDER
-        self.read_only, self.score = read_only, score
+        self.read_only, self.score, self.keep = read_only, score, keep
         _hush()
-
-        def _badness(metrics: dict[str, float]) -> float:
-            return score.badness(metrics[score.name])
-
-        best = BestN(get_metric_fn=_badness, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
-            best_fn=_badness if score else None,  # without it Orbax does not write the metrics
-            best_mode="min",
-            preservation_policy=AnyPreservationPolicy([LatestN(keep), *([best] if score else [])]),
+            preservation_policy=self,
             step_format_fixed_length=8,
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
         with refusals(self.folder):
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self._scores = {step: self._score_of(step) for step in self._manager.all_steps()}
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: State, record: dict[str, Any], metrics: dict[str, float] | None = None):
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Orbax's question after each save: which of these, oldest first, are to stay."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.keep :], self._best(steps)}
+        return [step in kept for step in steps]
+
+    def save(self, step: int, state: State, record: dict[str, Any], score: float | None = None):
         """Starts writing; returns once the arrays are copied, before they are on disk.
 
         Frozen weights are not written: they follow from the seed or the base, or `write_frozen` has kept them. record: JSON-able.
-        metrics: evaluation at this very step, if any. Raises UserError when an earlier write was refused by the file system.
+        score: of an evaluation at this very step, if any. Raises UserError when an earlier write was refused by the file system.
         """
         kept = dataclasses.replace(state, frozen=None)
         leaves = paths(kept)
-        record = sealed(record | {"checksum": checksums(kept)})
+        record = sealed(record | {"checksum": checksums(kept), "score": score})
+        self._scores[step] = score
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record))
         with refusals(self.folder):
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
         """State, without its frozen weights, and record of one checkpoint, laid out as `abstract` says, whatever mesh wrote it.
@@ -102,11 +103,10 @@ class Checkpoints:
 
         abstract_params: their shapes, dtypes and shardings. Raises as `restore` does.
         """
-        path = self._name(step)
-        record = opened(json.loads((path / "record" / "metadata").read_text()))
+        record = self._record(step)
         name = "ema" if "ema" in record["checksum"] else "params"
         target = {f"{name}/{path}": leaf for path, leaf in paths(abstract_params).items()}
-        found = _read(path / "state", target)
+        found = _read(self._name(step) / "state", target)
         _compare({name: record["checksum"][name]}, checksums(found))
         return jax.tree.unflatten(jax.tree.structure(abstract_params), [found[path] for path in target]), record
 
@@ -153,10 +153,22 @@ class Checkpoints:
             return None, reason
 
     def best(self) -> int | None:
-        """The step with the best score among the checkpoints kept."""
-        found = {step: (self._manager.metrics(step) or {}).get(self.score.name) for step in self.steps()}
-        badness = {step: self.score.badness(value) for step, value in found.items() if value is not None}
-        return min(badness, key=badness.get) if badness else None
+        """The step with the best score among the checkpoints kept, the earliest of equal ones."""
+        return self._best(self.steps())
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        scored = [step for step in steps if self._scores.get(step) is not None]
+        return min(scored, key=lambda step: self.score.badness(self._scores[step])) if self.score and scored else None
+
+    def _score_of(self, step: int) -> float | None:
+        """None also where the record cannot be read: who restores it will be told."""
+        try:
+            return self._record(step).get("score")
+        except (OSError, ValueError):
+            return None
+
+    def _record(self, step: int) -> dict[str, Any]:
+        return opened(json.loads((self._name(step) / "record" / "metadata").read_text(encoding="utf-8")))
 
     def wait(self):
         """Returns when everything is on disk. Raises UserError when the file system refused it."""

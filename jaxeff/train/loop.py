@@ -28,6 +28,7 @@ from jaxeff.train.checkpoint import Checkpoints, checksums
 from jaxeff.train.circumstances import circumstances
 from jaxeff.train.clock import Clock
 from jaxeff.train.experiment import Experiment
+from jaxeff.train.kept import keep
 from jaxeff.train.progress import Silent
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, make_step, put
@@ -80,8 +81,7 @@ def fit(
     workdir = Path(workdir)
     step = make_step(experiment)
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(locked(workdir))
+        still_there = stack.enter_context(locked(workdir)) if jax.process_index() == 0 else lambda: None
         run = read_run(workdir)
         if run is not None and not trained(workdir):
             run = None  # a start that came to nothing binds nobody
@@ -97,7 +97,7 @@ def fit(
         stack.callback(checkpoints.close)
         if run is None and checkpoints.steps():
             raise UserError(f"{workdir} holds checkpoints but no run.json that says of what; use another workdir")
-        loop = _Loop(experiment, workdir, step, prepared, checkpoints, report)
+        loop = _Loop(experiment, workdir, step, prepared, checkpoints, report, still_there)
         stack.callback(loop.close)
         loop.begin(run)
         return loop.run(stop)
@@ -154,10 +154,18 @@ class _Loop:
     """The state of `fit` between its steps."""
 
     def __init__(
-        self, experiment: Experiment, workdir: Path, step: Step, prepared, checkpoints: Checkpoints, report: Silent
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        step: Step,
+        prepared,
+        checkpoints: Checkpoints,
+        report: Silent,
+        still_there: Callable[[], None],
     ):
         self.experiment, self.train, self.workdir, self.step = experiment, experiment.train, workdir, step
         self.prepared, self.checkpoints, self.report = prepared, checkpoints, report
+        self.still_there = still_there
         self.batches = prepared.train(jax.process_index(), jax.process_count())
         self.validation = prepared.eval("validation") if "validation" in prepared.splits else None
         self.score = experiment.objective.score
@@ -190,6 +198,7 @@ class _Loop:
             else:
                 run["starts"].append(circumstances(self.done, self.step.mesh))
             write_json(self.workdir / "run.json", run)
+            keep(self.workdir, self.prepared)
             self.metrics = Metrics(self.workdir, self.done, self._rhythm(run), self.report.warn)
             self.closers.append(self.metrics.close)
             self.events = _event_writer(self.workdir, self.done) if self.train.tensorboard else None
@@ -212,7 +221,7 @@ class _Loop:
     def run(self, stop: Callable[[], bool]) -> Result:
         """The steps. Metrics of a step are read after the next one was sent off, so that the device never waits for us."""
         pending: tuple[int, dict] | None = None
-        stopped = stop() and self.done < self.train.steps
+        stopped = False
         self.clock.start()
         if self.done < self.train.steps:
             self.report.stage("compiling", 0, 1)
@@ -264,6 +273,7 @@ class _Loop:
         self.report.step(step, self.train.steps, line, verdict)
         every = self.train.log_every
         if (scores or step == self.train.steps or (every and step % every == 0)) and jax.process_index() == 0:
+            self.still_there()
             self.metrics.write(line | self.clock.waits())
             if self.events is not None:
                 for name, value in line.items():
@@ -307,9 +317,9 @@ class _Loop:
             "data": self.batches.get_state(),
             "frozen": self.frozen,
         }
-        usable = scores if scores and math.isfinite(scores[self.score.name]) else None
+        score = _finite(scores[self.score.name]) if scores else None
         with self.clock.waiting("save_wait"):
-            self.checkpoints.save(self.done, self.state, record, usable)
+            self.checkpoints.save(self.done, self.state, record, score)
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from jaxeff.core.errors import warn
+
 
 class Silent:
     """Shows nothing; the base of the others."""
@@ -25,7 +27,7 @@ class Silent:
 
     def warn(self, text: str) -> None:
         """One line on stderr, always."""
-        print(f"jaxeff: {text}", file=sys.stderr, flush=True)
+        warn(text)
 
     def __enter__(self):
         return self

@@ -4,7 +4,6 @@ They are named `hf:DIR`, a folder as Hugging Face's hub has them; see `jaxeff.in
 """
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import refusals
 from jaxeff.data import Published, TextData
-from jaxeff.data.public_tokenizer import FILES
+from jaxeff.data.public_tokenizer import PublishedTokenizer
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.progress import Silent
 from jaxeff.train.rewrite import check_free, write_run
@@ -104,8 +103,8 @@ def _to_public(source: str, target: Path, dtype: str | None, report: Silent) -> 
 
 
 def _tokenizer_of(run: Trained) -> Path | None:
-    tokenizer = getattr(run.experiment.data, "tokenizer", None)
-    return Path(tokenizer.folder) if isinstance(tokenizer, Published) else None
+    tokenizer = run.prepared.tokenizer
+    return tokenizer.folder if isinstance(tokenizer, PublishedTokenizer) else None
 
 
 def _to_run(source: str, target: str, report: Silent) -> str:
@@ -115,9 +114,7 @@ def _to_run(source: str, target: str, report: Silent) -> str:
     experiment = Experiment(hf_model(folder), TextData(tokenizer=Published(str(own))))
     with refusals(own):
         own.mkdir(parents=True, exist_ok=True)
-        for name in (*FILES, "config.json"):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, own / name)
+        Published(str(folder)).load().save(own)
     prepared = experiment.data.prepare(report=report.stage)
     write_run(target, experiment, prepared, public_weights(folder, experiment.model))
     return f"written to {target}, a run of no steps: jaxeff generate --workdir {target}; jaxeff train CONFIG --base {target}"

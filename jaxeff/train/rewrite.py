@@ -22,11 +22,13 @@ from jaxeff.core.files import write_json
 from jaxeff.core.sharding import make_mesh
 from jaxeff.core.spec import count
 from jaxeff.core.tree import match, paths
+from jaxeff.data.base import SPLITS
 from jaxeff.evaluate.decoding import Decoding
 from jaxeff.evaluate.scores import evaluate
 from jaxeff.evaluate.timing import alternate, seconds
 from jaxeff.train.checkpoint import Checkpoints, checksums, write_frozen
 from jaxeff.train.experiment import Experiment
+from jaxeff.train.kept import keep
 from jaxeff.train.progress import Silent
 from jaxeff.train.step import compiled
 from jaxeff.train.trained import Trained, check_same, load_trained
@@ -66,7 +68,7 @@ def transform(
     those that need evidence where calibrate is 0.
     """
     report = report or Silent()
-    run, whole = load_trained(workdir, report), chain(*transforms)
+    run, whole = load_trained(workdir, report, splits=SPLITS), chain(*transforms)
     before = run.experiment
     check_free(out)
     # What does not fit is said before anything is computed.
@@ -107,7 +109,7 @@ def merge(
     """
     report = report or Silent()
     check_free(out)
-    runs = [load_trained(workdir, report) for workdir in workdirs]
+    runs = [load_trained(workdir, report, splits=SPLITS) for workdir in workdirs]
     first = runs[0]
     for workdir, run in zip(workdirs[1:], runs[1:], strict=True):
         check_same(workdirs[0], first, workdir, run)
@@ -222,6 +224,7 @@ def write_run(out, experiment: Experiment, prepared, params, more: Mapping[str, 
         record = {"step": 0, "tokens": 0, "seconds": 0.0, "data": rows.get_state(), "frozen": checksums(frozen)}
         rows.close()
         write_json(Path(out) / "run.json", describe(experiment, prepared, step.mesh) | more)
+        keep(out, prepared)
         checkpoints = Checkpoints(out, experiment.objective.score, keep=experiment.train.keep)
         checkpoints.save(0, step.begin(trained, frozen, *scalars), record)
         checkpoints.wait()

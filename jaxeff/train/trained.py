@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import make_mesh
 from jaxeff.core.tree import paths
+from jaxeff.data import TextData
 from jaxeff.models.lm import LM
 from jaxeff.train.checkpoint import FROZEN, Checkpoints, checksums, read_frozen
 from jaxeff.train.experiment import Experiment
+from jaxeff.train.kept import kept
 from jaxeff.train.progress import Silent
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, compiled, start
@@ -32,18 +34,29 @@ class Trained:
     weights: Any
 
 
-def load_trained(workdir, report: Silent | None = None, any_base: bool = False) -> Trained:
+def load_trained(workdir, report: Silent | None = None, any_base: bool = False, splits: Sequence[str] = ()) -> Trained:
     """The newest readable checkpoint of `workdir`, on one device, whatever mesh trained it. Changes nothing there.
 
-    any_base: take frozen weights as they are now, even if the run was trained on others.
+    any_base: take frozen weights as they are now, even if the run was trained on others. splits: those of the data that will be
+    read; what the workdir keeps of its text suffices for some, and where it does, neither corpus nor cache is asked.
 
     Raises UserError when there is no run, no checkpoint, none that can be read, the corpus or the base is another one by now.
     """
     report = report or Silent()
     experiment = stored_experiment(workdir)
-    prepared = experiment.data.prepare(report=report.stage)
-    check_corpus(read_run(workdir), prepared.fingerprint, workdir)
+    prepared = _prepared(experiment, workdir, report, splits)
     return Trained(experiment, prepared, *restored(experiment, workdir, make_mesh(), report, any_base))
+
+
+def _prepared(experiment: Experiment, workdir, report: Silent, splits: Sequence[str]):
+    run = read_run(workdir)
+    if isinstance(experiment.data, TextData):
+        prepared = kept(workdir, experiment.data, run["corpus"])
+        if prepared is not None and prepared.splits.keys() >= set(splits):
+            return prepared
+    prepared = experiment.data.prepare(report=report.stage)
+    check_corpus(run, prepared.fingerprint, workdir)
+    return prepared
 
 
 def load_adapters(workdirs: Sequence[str], report: Silent | None = None, any_base: bool = False) -> Trained:

@@ -21,8 +21,9 @@ from jaxeff.train.experiment import FREE, Experiment
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Exclusive use of a workdir, made if need be; the system ends it however the process ends.
+def locked(workdir: Path) -> Iterator[Callable[[], None]]:
+    """Exclusive use of a workdir, made if need be; the system ends it however the process ends. Yields a function that raises
+    UserError when the folder was removed or replaced meanwhile: what is written to it would be lost.
 
     Raises UserError when another process has it, or the folder cannot be made or written to.
     """
@@ -40,7 +41,16 @@ def locked(workdir: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-        yield
+
+        def check():
+            try:
+                same = os.path.samestat(os.stat(workdir / "lock"), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                same = False
+            if not same:
+                raise UserError(f"{workdir} was removed or replaced while it was in use: what was done since is lost")
+
+        yield check
 
 
 def read_run(workdir) -> dict[str, Any] | None:

@@ -3,25 +3,28 @@
 import errno
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from jaxeff.core.errors import UserError
 from jaxeff.data import cache
-from jaxeff.data.cache import cache_root, fingerprint, publish, read_json
+from jaxeff.data.cache import CHECKSUMS, cache_root, fingerprint, publish, read_json
 
 
 def put(content: str):
     return lambda folder: (folder / "x").write_text(content)
 
 
+def folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+
+
 def test_the_second_call_writes_nothing(tmp_path):
     folder = publish(tmp_path / "root" / "a", put("first"))
     publish(folder, lambda _: pytest.fail("written again"))
     assert (folder / "x").read_text() == "first"
-    assert os.listdir(tmp_path / "root") == ["a"]
+    assert folders(tmp_path / "root") == ["a"]
 
 
 def test_what_fails_half_way_leaves_nothing(tmp_path):
@@ -31,7 +34,7 @@ def test_what_fails_half_way_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         publish(tmp_path / "a", fail)
-    assert os.listdir(tmp_path) == []
+    assert folders(tmp_path) == []
 
 
 def test_of_two_writers_one_wins_and_both_go_on(tmp_path):
@@ -46,16 +49,43 @@ def test_of_two_writers_one_wins_and_both_go_on(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["x"]
+    assert folders(tmp_path) == ["a"] and sorted(os.listdir(tmp_path / "a")) == [CHECKSUMS, "x"]
 
 
-def test_what_was_left_behind_long_ago_is_swept(tmp_path):
-    old, young = tmp_path / ".partial-old", tmp_path / ".partial-young"
-    for folder in (old, young):
-        folder.mkdir()
-    os.utime(old, (time.time() - 1e6,) * 2)
-    publish(tmp_path / "a", put(""))
-    assert not old.exists() and young.exists()
+def test_what_killed_writers_left_is_swept_and_what_others_write_is_not(tmp_path):
+    left = tmp_path / ".partial-left"
+    left.mkdir()
+    (left / ".lock").write_text("")
+    (tmp_path / ".partial-empty").mkdir()
+
+    def write(folder: Path):
+        publish(tmp_path / "b", put("second"))
+        (folder / "x").write_text("first")
+
+    publish(tmp_path / "a", write)
+    assert folders(tmp_path) == ["a", "b"] and (tmp_path / "a" / "x").read_text() == "first"
+
+
+@pytest.mark.parametrize("name", ["x", CHECKSUMS])
+def test_a_folder_that_changed_is_made_anew_and_said(tmp_path, capsys, name):
+    folder = publish(tmp_path / "a", put("first"))
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    publish(folder, put("second"))
+    assert (folder / "x").read_text() == "second" and folders(tmp_path) == ["a"]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{folder} is damaged" in said and "made anew" in said
+    publish(folder, put("third"))
+    assert (folder / "x").read_text() == "second" and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("change", [lambda f: (f / "x").unlink(), lambda f: (f / "y").write_text("")])
+def test_a_file_less_or_more_is_a_change(tmp_path, capsys, change):
+    folder = publish(tmp_path / "a", put("first"))
+    change(folder)
+    publish(folder, put("second"))
+    assert (folder / "x").read_text() == "second" and "has another checksum" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])

@@ -7,6 +7,12 @@ from jaxeff.lab.results import Decode, Results, Row
 NAMES = ("mha", "mqa", "linear")
 
 
+def decoded(c: int) -> Decode:
+    """Rounds of 4 % less and 10 % more than the median."""
+    first, further = 1e-5 * c, 4e-4 + 1e-7 * c
+    return Decode(c, first, further, 1024 * c, (0.96 * first, 1.1 * first), (0.96 * further, 1.1 * further))
+
+
 def made_up(names=NAMES, seeds=(0, 1, 2), costs=True, **more) -> Results:
     """Results of `names`; each model is 0.1 worse than the one before, plus an effect of the seed that all share."""
     rng = np.random.default_rng(0)
@@ -29,7 +35,8 @@ def made_up(names=NAMES, seeds=(0, 1, 2), costs=True, **more) -> Results:
             curves=curve,
             tokens_per_s=20e3 - 1e3 * i if costs else None,
             flops_per_token=8e6 - 1e5 * i if costs else None,
-            decode=tuple(Decode(c, 1e-5 * c, 4e-4 + 1e-7 * c, 1024 * c) for c in (128, 512, 2048)) if costs else (),
+            decode=tuple(decoded(c) for c in (128, 512, 2048)) if costs else (),
+            tokens_per_s_ends=(19e3 - 1e3 * i, 20.5e3 - 1e3 * i) if costs else None,
             memory_bytes=50 << 20 if costs else None,
             reproduce=f"jaxeff ablate configs/ablations/quickstart.py --only {name} --workdir runs/quickstart-{name}",
         )

@@ -171,6 +171,26 @@ def test_axes_start_at_zero_or_say_what_they_are(drawn):
             assert all(a.get_xlim()[0] == 0 for a in figure.axes if a.get_xscale() == "linear")
 
 
+def test_times_come_with_their_spread():
+    results = made_up()
+    assert "no round lies further than 10% from its median" in report.tables(results)
+    figure = plots.whole(figures.decode_against_context(results))
+    bars = [bar.get_segments()[0][:, 1] for bar in figure.axes[0].collections]
+    d = results.rows[0].decode[0]
+    assert len(bars) == 9 and np.allclose(bars[0], [1e3 * end for end in d.token_ends])
+    assert results == type(results).from_json(results.to_json())
+    rows = [
+        dataclasses.replace(
+            row,
+            tokens_per_s_ends=None,
+            decode=tuple(dataclasses.replace(d, token_ends=None, first_token_ends=None) for d in row.decode),
+        )
+        for row in results.rows
+    ]
+    without = dataclasses.replace(results, rows=tuple(rows))
+    assert "was not kept" in report.tables(without) and figures.decode_against_context(without)
+
+
 def test_short_intervals_are_not_shown_as_nothing():
     results = made_up()
     assert digits(results) == 3

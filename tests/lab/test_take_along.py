@@ -58,6 +58,7 @@ def test_the_numbers_are_those_of_results_json():
         for d in row.decode:
             assert float(line[f"token_s_at_{d.context}"]) == d.token_s
             assert float(line[f"first_token_s_at_{d.context}"]) == d.first_token_s
+            assert float(line[f"token_s_at_{d.context}_highest"]) == d.token_ends[1]
             assert int(line[f"state_bytes_at_{d.context}"]) == d.state_bytes
     gap = results.rows[1].difference(results.baseline_row)
     assert (lines[0]["difference"], float(lines[1]["difference_high_95"])) == ("", gap.high)

@@ -11,12 +11,12 @@ from jaxeff.lab.ablation import Ablation, stages
 from jaxeff.lab.command import ablate
 from jaxeff.lab.progress import Progress
 from jaxeff.lab.run import run
-from jaxeff.lab.training import Stopped
 from jaxeff.mixers import MHA, LinearAttention
 from jaxeff.models.block import Block
 from jaxeff.models.lm import LM
 from jaxeff.models.stack import Stage
 from jaxeff.train.experiment import Experiment, Train
+from jaxeff.train.signals import Stopped
 
 CONFIG = """
 from tests.lab.test_whole import tiny as ablation

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,9 @@ class Forked:
         return self.log.read_text()
 
     def stdout(self) -> str:
-        return Path(f"{self.log}.out").read_text()
+        """What it has printed by now."""
+        out = Path(f"{self.log}.out")
+        return out.read_text() if out.exists() else ""
 
 
 def done(forker: subprocess.Popen, words, log: Path) -> str:
@@ -75,6 +78,7 @@ def serve() -> None:
             for number, file, mode in ((0, os.devnull, "r"), (1, f"{log}.out", "w"), (2, log, "w")):
                 with open(file, mode) as opened:
                     os.dup2(opened.fileno(), number)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             sys.argv = ["jaxeff", *words]
             sys.exit(main(words))
         print(pid, flush=True)

@@ -26,7 +26,7 @@ from jaxeff.train.optim import OPTIMIZERS
 from jaxeff.train.step import make_step, put, start
 from jaxeff.train.trained import load_trained
 from jaxeff.transforms import AdaLoRA, Int8, LoRA
-from tests.train.tiny import alike, batches, command, environment, experiment, repeated, run, same, without
+from tests.train.tiny import alike, batches, command, environment, experiment, repeated, run, same, stop_after, without
 
 ADAPTERS = LoRA((("blocks/.*/mixer/(q|v)", 2), ("embed", 2)))
 METHODS = {"lora": (ADAPTERS,), "both": (Int8(), ADAPTERS)}
@@ -107,8 +107,7 @@ def test_adalora_cuts_its_ranks_and_goes_on_to_the_bit(prepared, tmp_path):
     method = AdaLoRA((("blocks/.*/mixer/(q|v)", 4),), target=1.0, begin=0.1, end=0.5, every=1)
     e = without(experiment(), transforms=(method,))
     whole = fit(e, tmp_path / "whole", prepared=prepared)
-    calls = iter([False] * 3 + [True] * 9)
-    fit(e, tmp_path / "parts", prepared=prepared, stop=lambda: next(calls))
+    fit(e, tmp_path / "parts", prepared=prepared, stop=stop_after(3))
     parts = fit(e, tmp_path / "parts", prepared=prepared)
     assert same(parts.state, whole.state) and whole.state.memory is not None
     mixer = whole.state.params["blocks"]["0"]["mixer"]
@@ -166,8 +165,7 @@ def test_a_run_on_a_base_goes_on_to_the_bit_and_does_not_hold_it(name, base, pre
     folder, trained = base
     e = adapted(name, base=str(folder), seed=9)
     whole = fit(e, tmp_path / "whole", prepared=prepared)
-    calls = iter([False] * 3 + [True] * 9)
-    fit(e, tmp_path / "parts", prepared=prepared, stop=lambda: next(calls))
+    fit(e, tmp_path / "parts", prepared=prepared, stop=stop_after(3))
     parts = fit(e, tmp_path / "parts", prepared=prepared)
     assert repeated(parts.lines) == repeated(whole.lines) and same(parts.state, whole.state)
 
@@ -186,8 +184,7 @@ def test_a_run_on_a_base_goes_on_to_the_bit_and_does_not_hold_it(name, base, pre
 
 def test_a_base_that_changed_is_refused(base, prepared, tmp_path):
     e = adapted("lora", base=str(base[0]))
-    calls = iter([False] * 3 + [True] * 9)
-    fit(e, tmp_path / "run", prepared=prepared, stop=lambda: next(calls))
+    fit(e, tmp_path / "run", prepared=prepared, stop=stop_after(3))
     other = fit(experiment("seed=6"), tmp_path / "other", prepared=prepared)
     assert not same(other.weights, base[1].weights)
     moved = dataclasses.replace(e, base=str(tmp_path / "other"))

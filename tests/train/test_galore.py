@@ -10,7 +10,7 @@ from jaxeff.train.galore import scale_by_galore
 from jaxeff.train.loop import fit
 from jaxeff.train.optim import Optim, optimizer
 from tests.closeness import assert_close
-from tests.train.tiny import experiment, same
+from tests.train.tiny import experiment, same, stop_after
 
 SPECS = {
     "wide": stack(Spec((5, 3, 4), (None,) * 3), 2),
@@ -72,7 +72,6 @@ def test_by_name_with_a_rank():
 def test_a_run_goes_on_to_the_bit(tmp_path):
     e = experiment("optim.name=galore", "optim.rank=4", "train.steps=6")
     whole = fit(e, tmp_path / "whole")
-    calls = iter([False] * 3 + [True] * 9)
-    fit(e, tmp_path / "parts", stop=lambda: next(calls))
+    fit(e, tmp_path / "parts", stop=stop_after(3))
     assert same(fit(e, tmp_path / "parts").state, whole.state)
     assert whole.lines[-1]["loss"] < whole.lines[0]["loss"]

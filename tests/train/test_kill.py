@@ -110,7 +110,7 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, server, whole):
     until(process, lambda: size(folder / "asked to stop" / "metrics.jsonl") > 300)
     process.send_signal(signal.SIGTERM)
     err = process.wait()
-    assert process.returncode == 0 and not err, err
+    assert process.returncode == 128 + signal.SIGTERM and not err, err
     last = process.stdout().splitlines()[-1]
     step = read_metrics(folder / "asked to stop")[-1]["step"]
     assert last.startswith(

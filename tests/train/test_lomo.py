@@ -21,7 +21,7 @@ from jaxeff.train.optim import schedule
 from jaxeff.train.step import make_step, put, start
 from tests.closeness import assert_close
 from tests.models.toy_mixers import FirstValue, Shift, Told
-from tests.train.tiny import bad_steps_change_nothing, batches, experiment, repeated, same, without
+from tests.train.tiny import bad_steps_change_nothing, batches, experiment, repeated, same, stop_after, without
 
 NAMES = ("lomo", "adalomo")
 ATTENTION = GQA(n_heads=4, n_kv_heads=2, head_dim=4)
@@ -190,8 +190,7 @@ def test_loss_goes_down(name):
 def test_goes_on_bit_for_bit(settings, prepared, tmp_path):
     e = tiny(*settings)
     a = fit(e, tmp_path / "a", prepared=prepared)
-    calls = iter(range(4))
-    fit(e, tmp_path / "b", prepared=prepared, stop=lambda: next(calls) >= 3)
+    fit(e, tmp_path / "b", prepared=prepared, stop=stop_after(3))
     b = fit(e, tmp_path / "b", prepared=prepared)
     assert repeated(a.lines) == repeated(b.lines) and same(a.state, b.state)
     weights, _ = Checkpoints(tmp_path / "b", read_only=True).restore_weights(make_step(e).abstract.params, 8)

@@ -14,13 +14,7 @@ from jaxeff.train.config_json import diff
 from jaxeff.train.loop import fit
 from jaxeff.train.trained import load_trained
 from jaxeff.train.workdir import read_run, stored_experiment
-from tests.train.tiny import experiment
-
-
-def stop_after(n: int):
-    """`stop` that says yes after the n-th step of this start."""
-    calls = iter(range(n + 1))
-    return lambda: next(calls) >= n
+from tests.train.tiny import experiment, stop_after
 
 
 @pytest.fixture(scope="module")

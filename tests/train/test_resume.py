@@ -18,7 +18,7 @@ from jaxeff.train.loop import fit
 from jaxeff.train.progress import Silent
 from jaxeff.train.trained import load_trained
 from jaxeff.train.workdir import read_metrics, read_run
-from tests.train.tiny import experiment, repeated, same
+from tests.train.tiny import experiment, repeated, same, stop_after
 
 pytestmark = pytest.mark.shipped
 
@@ -43,12 +43,6 @@ class Recorder(Silent):
 
     def step(self, step, steps, line, verdict=None):
         self.steps.append(step)
-
-
-def stop_after(n: int):
-    """`stop` that says yes after the n-th step of this start."""
-    calls = iter(range(n + 1))
-    return lambda: next(calls) >= n
 
 
 def test_a_whole_run(whole, prepared):

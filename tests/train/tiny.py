@@ -1,6 +1,7 @@
 """The smallest run that has everything: used by all tests of training."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -125,3 +126,9 @@ def run(folder: Path, *words, **options) -> subprocess.CompletedProcess:
     """`jaxeff ...`, its output as text."""
     options = dict(env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=120) | options
     return subprocess.run(command(*words), **options)
+
+
+def stop_after(n: int):
+    """`stop` that says yes after the n-th step of a start."""
+    calls = itertools.count(1)
+    return lambda: next(calls) >= n

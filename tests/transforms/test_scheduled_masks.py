@@ -10,7 +10,7 @@ from jaxeff.core.spec import Spec
 from jaxeff.train.loop import fit
 from jaxeff.train.trained import load_trained
 from jaxeff.transforms import LoRA, LowRank, Mask, chain
-from tests.train.tiny import experiment, same, without
+from tests.train.tiny import experiment, same, stop_after, without
 
 KEY = jax.random.key(0)
 SPECS = {"w": Spec((8, 6), (None, None)), "v": Spec((8, 6), (None, None))}
@@ -55,8 +55,7 @@ def test_a_run_ends_with_zeros_and_goes_on_to_the_bit(tmp_path):
     masks = (Mask(((RULES[0], 0.5),), until=0.5, every=2),)
     e = without(experiment(), transforms=masks)
     whole = fit(e, tmp_path / "whole")
-    calls = iter([False] * 5 + [True] * 9)
-    fit(e, tmp_path / "parts", stop=lambda: next(calls))
+    fit(e, tmp_path / "parts", stop=stop_after(5))
     parts = fit(e, tmp_path / "parts")
     assert same(whole.weights, parts.weights)
     weights = load_trained(tmp_path / "whole").weights
