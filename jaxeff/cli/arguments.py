@@ -51,8 +51,10 @@ def out(parser: argparse.ArgumentParser, what: str = "folder of the new run") ->
     parser.add_argument("--out", required=True, type=folder, metavar="DIR", help=what)
 
 
-def sampling(parser: argparse.ArgumentParser, temperature: float, tokens: int) -> None:
-    """How text is sampled, and how much of it."""
+def sampling(parser: argparse.ArgumentParser, temperature: float, tokens: int, top_p: float | None = None) -> None:
+    """How text is sampled, and how much of it. top_p: where no other filter is asked for, and something is drawn."""
+    parser.set_defaults(usual_top_p=top_p)
+    usual = "" if top_p is None else f" (default {top_p:g}, unless another filter is given; 1 for none)"
     parser.add_argument(
         "--max-tokens", type=int, default=tokens, metavar="N", help=f"of an answer, at most (default {tokens})"
     )
@@ -60,7 +62,7 @@ def sampling(parser: argparse.ArgumentParser, temperature: float, tokens: int) -
         "--temperature", type=float, default=temperature, metavar="X", help=f"0 is greedy (default {temperature:g})"
     )
     parser.add_argument("--top-k", type=int, metavar="N", help="among the N likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that have P together")
+    parser.add_argument("--top-p", type=float, metavar="P", help=f"among the likeliest that have P together{usual}")
     parser.add_argument(
         "--min-p", type=float, metavar="P", help="among those with P times the likeliest one's probability"
     )
@@ -72,6 +74,8 @@ def sampled(args: argparse.Namespace) -> dict:
     import jax
 
     options = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    if args.temperature > 0 and options["top_k"] is options["top_p"] is options["min_p"] is None:
+        options["top_p"] = args.usual_top_p
     return options | {"key": jax.random.key(args.seed)}
 
 

@@ -18,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Does it."""
+    from jaxeff.cli.streaming import written
     from jaxeff.models.generate import stream
     from jaxeff.train.public import speaker
 
@@ -27,14 +28,8 @@ def run(args: argparse.Namespace) -> None:
     tokenizer.rendered([*said, {"role": "user", "content": "?"}])  # what cannot chat says so at once
     while (line := _line("> ")) is not None:
         said.append({"role": "user", "content": encodable(line)})
-        answer, shown = [], ""
-        for token in stream(model, weights, tokenizer.chat(said), args.max_tokens, eos=tokenizer.ends, **options):
-            answer.append(token)
-            text = tokenizer.decode(answer).rstrip("\ufffd")  # half a letter waits for its other half
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-        print(flush=True)
-        said.append({"role": "assistant", "content": shown})
+        tokens = stream(model, weights, tokenizer.chat(said), args.max_tokens, eos=tokenizer.ends, **options)
+        said.append({"role": "assistant", "content": written(tokens, tokenizer.decode)})
 
 
 def _line(prompt: str) -> str | None:

@@ -3,6 +3,7 @@
 Letters: B rows, T tokens of a row.
 """
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +56,14 @@ def prepare_rows(
     def write(folder: Path) -> None:
         statistics = {}
         for split in corpus.splits:
-            tokens, lengths = tokenize(corpus, split, tokenizer, report)
+            total = corpus.statistics["documents"][split]
+            tokens, lengths = tokenize(corpus.texts(split), tokenizer, report, split, total)
             report(f"packing {split}", 0, len(lengths))
-            tokens_BT, segment_ids_BT = pack(tokens, lengths, row_length, together=together)
+            rows = _packed(tokens, lengths, row_length, together)
+            tokens_BT, segment_ids_BT, loss_mask_BT = rows.arrays
             np.save(folder / f"{split}.tokens.npy", tokens_BT)
             np.save(folder / f"{split}.segment_ids.npy", segment_ids_BT)
-            np.save(folder / f"{split}.loss_mask.npy", loss_mask(segment_ids_BT))
+            np.save(folder / f"{split}.loss_mask.npy", loss_mask_BT)
             report(f"packing {split}", len(lengths), len(lengths))
             statistics[split] = {
                 "tokens": len(tokens) - 2 * len(lengths),
@@ -78,23 +81,39 @@ def prepare_rows(
     return PackedCorpus({split: _open(folder, split) for split in statistics}, statistics)
 
 
+def rows_of(
+    texts: Collection[str],
+    tokenizer: Tokenizer,
+    row_length: int,
+    name: str,
+    report: Report = silent,
+    together: bool = True,
+) -> Rows:
+    """The rows of texts that belong to no split, in memory. name: of the whole, for the report."""
+    return _packed(*tokenize(texts, tokenizer, report, name, len(texts)), row_length, together)
+
+
+def _packed(tokens: np.ndarray, lengths: np.ndarray, row_length: int, together: bool) -> Rows:
+    tokens_BT, segment_ids_BT = pack(tokens, lengths, row_length, together=together)
+    return Rows(tokens_BT, segment_ids_BT, loss_mask(segment_ids_BT))
+
+
 def tokenize(
-    corpus: Corpus, split: str, tokenizer: Tokenizer, report: Report = silent
+    documents: Iterable[str], tokenizer: Tokenizer, report: Report, name: str, total: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All documents of a split, BOS + tokens + EOS one after the other, and the int64 length of each."""
+    """All documents, BOS + tokens + EOS one after the other, and the int64 length of each. name, total: for the report."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     bos, eos = np.array([tokenizer.bos_id], dtype), np.array([tokenizer.eos_id], dtype)
     parts, lengths, texts = [], [], []
-    total = corpus.statistics["documents"][split]
 
     def encode() -> None:
         for ids in tokenizer.encode_many(texts):
             parts.extend((bos, ids.astype(dtype), eos))
             lengths.append(len(ids) + 2)
         texts.clear()
-        report(f"tokenizing {split}", len(lengths), total)
+        report(f"tokenizing {name}", len(lengths), total)
 
-    for text in corpus.texts(split):
+    for text in documents:
         texts.append(text)
         if len(texts) == _ENCODE_AT_ONCE:
             encode()

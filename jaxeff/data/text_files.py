@@ -5,7 +5,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxeff.core.errors import UserError, nearest
@@ -14,7 +14,8 @@ from jaxeff.data.documents import Document, fingerprint_files, read_bytes
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 FEW_FILES = 20
-PIECE_CHARS = 16384
+PIECE_CHARS, LEAST_CHARS = 16384, 512
+ENOUGH_DOCUMENTS = 100
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class Text:
 
     def recipe(self) -> list:
         return ["Text", self.field, self.piece_chars]
+
+    def finer(self) -> "Text":
+        """With `piece_chars` so small that a short text makes about a hundred documents as well, of at least 512 characters; itself
+        where it is long or its `piece_chars` are given. Raises UserError where a path is not there."""
+        files = self._files()
+        n_bytes = sum(path.stat().st_size for _, path in files if not _is_json(path))
+        size = 1 << (n_bytes // ENOUGH_DOCUMENTS).bit_length() >> 1
+        if self.piece_chars is not None or len(files) >= FEW_FILES or not 0 < n_bytes or size >= PIECE_CHARS:
+            return self
+        return replace(self, piece_chars=max(size, LEAST_CHARS))
 
     def fingerprint(self) -> str:
         return fingerprint_files(self._files())

@@ -24,6 +24,14 @@ _LINE_CHARS = 1024  # SentencePiece leaves lines of more than 4192 bytes out of 
 _THREADS = 2  # part of the result: the model file names it
 
 
+class VocabularyMisfit(UserError):
+    """The text cannot give a vocabulary of the size that was asked for; `possible` is the nearest that it can."""
+
+    def __init__(self, message: str, possible: int):
+        super().__init__(message)
+        self.possible = possible
+
+
 class Tokenizer:
     """Text to ids and back, without loss.
 
@@ -171,7 +179,8 @@ class SentencePiece:
         """Writes a model learnt from `texts` into `folder`; equal texts give equal files.
 
         Raises:
-          UserError: the vocabulary is larger than the text can give, or smaller than it needs.
+          VocabularyMisfit: the vocabulary is larger than the text can give, or smaller than it needs.
+          UserError: there is no text.
         """
         import io
 
@@ -211,14 +220,16 @@ class SentencePiece:
 
     def _explained(self, message: str) -> Exception:
         if found := re.search(r"too high.*<= (\d+)", message):
-            return UserError(
+            return VocabularyMisfit(
                 f"a {self.kind} vocabulary of {self.vocab_size} is larger than this corpus can give; the "
-                f"largest possible vocab_size is {found[1]}"
+                f"largest possible vocab_size is {found[1]}",
+                int(found[1]),
             )
         if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-            return UserError(
+            return VocabularyMisfit(
                 f"a {self.kind} vocabulary of {self.vocab_size} is smaller than the characters and bytes "
-                f"of this corpus; the smallest possible vocab_size is {found[1]}"
+                f"of this corpus; the smallest possible vocab_size is {found[1]}",
+                int(found[1]),
             )
         if "sentences_.empty()" in message:
             return UserError("the training split holds no text that a vocabulary could be learnt from; use Bytes()")

@@ -68,8 +68,8 @@ class Train:
 
 
 # Fields that change neither the numbers nor their order: a run may go on with other values of these.
-FREE = ("mesh.", "base", "train.log_every", "train.eval_every", "train.save_every", "train.eval_batches", "train.keep",
-        "train.max_bad_steps", "train.tensorboard")  # fmt: skip
+FREE = ("mesh.", "base", "data.source.paths", "train.log_every", "train.eval_every", "train.save_every", "train.eval_batches",
+        "train.keep", "train.max_bad_steps", "train.tensorboard")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, Literal, Union
 from jaxeff.core.errors import UserError, lookup, nearest
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.models.block import Block, as_block
+from jaxeff.train.vocabulary import agreeing
 from jaxeff.transforms.plan import Transform
 from jaxeff.transforms.registry import TRANSFORMS
 
@@ -42,6 +43,8 @@ class _Change:
 def override(experiment, assignments: Iterable[str]):
     """`experiment` with each `path=value` applied; a later assignment to the same path wins.
 
+    A model that has as many tokens as its data goes on to, unless model.vocab_size is given; see `jaxeff.train.vocabulary`.
+
     Raises UserError for an unknown path (with the nearest names), a value of the wrong type, and values that do not fit
     each other.
     """
@@ -55,7 +58,8 @@ def override(experiment, assignments: Iterable[str]):
         for name in path.split("."):
             change = change.inner.setdefault(name, _Change())
         change.text = text.strip()
-    return _apply(experiment, root, type(experiment), "", experiment)
+    after = _apply(experiment, root, type(experiment), "", experiment)
+    return after if "vocab_size" in root.inner.get("model", _Change()).inner else agreeing(experiment, after)
 
 
 def replaced(experiment, changes: Iterable[tuple[str, Any]]):

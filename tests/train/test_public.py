@@ -60,10 +60,9 @@ def refused(capsys, *words) -> str:
 
 def test_generate(folder, capsys):
     name = f"hf:{folder / 'model'}"
-    alone = [
-        said(capsys, "generate", "--model", name, "--prompt", prompt, "--max-tokens", 6) for prompt in ("the cat", "o")
-    ]
-    both = said(capsys, "generate", "--model", name, "--prompt", "the cat", "--prompt", "o", "--max-tokens", 6)
+    words = ("generate", "--model", name, "--max-tokens", 6, "--temperature", 0)
+    alone = [said(capsys, *words, "--prompt", prompt) for prompt in ("the cat", "o")]
+    both = said(capsys, *words, "--prompt", "the cat", "--prompt", "o")
     assert alone[0].startswith("the cat") and both == "".join(alone)
     model, params = hf.load(folder / "model")
     tokenizer = Published(str(folder / "model")).load()
