@@ -52,6 +52,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             preservation_policy=self,
             step_format_fixed_length=8,
+            async_options=_patience(),
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
         with refusals(self.folder):
@@ -193,6 +194,13 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 self._name(step).rename(target)
             self._manager.reload()
+
+
+def _patience() -> ocp.AsyncOptions:
+    """When a write counts as failed: never. Orbax takes the time by the wall clock, which may be set meanwhile, and it waits for
+    folders that are made beside for some minutes at most. Of several processes one may wait in vain for another, and gives up."""
+    seconds = 150 * 365 * 86400 if jax.process_count() == 1 else 1200
+    return ocp.AsyncOptions(timeout_secs=seconds, create_directories_asynchronously=False)
 
 
 def write_frozen(workdir, frozen):

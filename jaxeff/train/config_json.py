@@ -44,7 +44,7 @@ def from_json(data) -> Any:
     fields = {name: from_json(item) for name, item in data.items() if name != "type"}
     try:
         return cls(**fields)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"the stored config does not fit {data['type']}: {error}") from None
 
 
@@ -57,7 +57,7 @@ def check_fields(data) -> None:
 
 
 def _check_own_fields(data: dict) -> None:
-    if data.get("type", "").startswith("jaxeff."):
+    if str(data.get("type", "")).startswith("jaxeff."):
         known = {field.name for field in dataclasses.fields(_class(data["type"]))}
         for name in sorted(data.keys() - known - {"type"}):
             raise UserError(
@@ -67,9 +67,9 @@ def _check_own_fields(data: dict) -> None:
 
 
 def _class(name: str) -> type:
-    module, _, attribute = name.rpartition(".")
+    module, _, attribute = str(name).rpartition(".")
     try:
-        if module.split(".")[0] == "jaxeff":
+        if module.split(".")[0] == "jaxeff" and not module.endswith("__main__"):
             importlib.import_module(module)
         cls = getattr(sys.modules[module], attribute)
     except (ImportError, AttributeError, ValueError, KeyError):

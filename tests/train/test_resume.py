@@ -3,8 +3,10 @@
 import dataclasses
 import errno
 import fcntl
+import itertools
 import json
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -292,6 +294,14 @@ def test_disk_full_or_read_only_while_saving(code, words, whole, prepared, tmp_p
         with pytest.raises(UserError, match=f"cannot write to .*: {words}"):
             fit(experiment(), tmp_path, prepared=prepared)
     assert repeated(fit(experiment(), tmp_path, prepared=prepared).lines) == repeated(whole.lines), "nothing is lost"
+
+
+def test_the_clock_is_set_while_it_saves(whole, prepared, tmp_path, monkeypatch):
+    """Each look at the clock finds it most of an hour later."""
+    real, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + 3000.0 * next(looks))
+    assert repeated(fit(experiment("train.save_every=1"), tmp_path, prepared=prepared).lines) == repeated(whole.lines)
+    assert Checkpoints(tmp_path, Causal().score, read_only=True).steps()[-2:] == [7, 8]
 
 
 def test_evaluation_beside_a_running_job_changes_nothing(prepared, tmp_path, monkeypatch):
