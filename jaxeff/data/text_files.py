@@ -54,6 +54,10 @@ class Text:
             return self
         return replace(self, piece_chars=max(size, LEAST_CHARS))
 
+    def n_bytes(self) -> int:
+        """Of all files, as they are on disk. Raises UserError where a path is not there."""
+        return sum(path.stat().st_size for _, path in self._files())
+
     def fingerprint(self) -> str:
         return fingerprint_files(self._files())
 

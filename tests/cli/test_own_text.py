@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from jaxeff.core.errors import UserError
 from jaxeff.data import Copy, Grammar, SentencePiece, Text
 from jaxeff.train.loop import fit
 from jaxeff.train.overrides import override
-from jaxeff.train.own_text import on_text
+from jaxeff.train.own_text import on_text, tokens_for
 from jaxeff.train.trained import load_trained
 from jaxeff.train.vocabulary import agreeing, declared
 from jaxeff.train.workdir import stored_experiment
@@ -32,7 +33,8 @@ def folder(tmp_path_factory):
     """Text as a user has it, and a config that asks for more tokens than it can give."""
     folder = tmp_path_factory.mktemp("own")
     texts = [document.text for document in Grammar(120).documents(lambda *told: None)]
-    (folder / "my.txt").write_text("\n".join(texts), encoding="utf-8")
+    words = random.Random(0).choices("one dog and a cat sat on the mat \n\n".split(" "), k=2000)
+    (folder / "my.txt").write_text(" ".join(words), encoding="utf-8")
     lines = [json.dumps({"story": text}) for text in texts]
     (folder / "my.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "c.py").write_text(CONFIG)
@@ -56,9 +58,9 @@ def test_a_text_file_becomes_a_model(folder, mine):
     e = stored_experiment(mine)
     assert e.data.source.paths == (str(folder / "my.txt"),) and e.data.source.piece_chars == 512
     run = load_trained(mine)
-    assert run.prepared.statistics["documents"]["train"] > 10
+    assert run.prepared.statistics["documents"]["train"] > 3
     largest = run.prepared.tokenizer.vocab_size
-    assert 261 < largest < 1024 and e.data.tokenizer.vocab_size == e.model.vocab_size == largest
+    assert 261 < largest < 512 and e.data.tokenizer.vocab_size == e.model.vocab_size == largest
     assert run.weights["embed"].shape[0] == largest
 
 
@@ -68,9 +70,7 @@ def test_the_size_is_said_and_the_same_command_goes_on(folder, mine, tmp_path, c
     capsys.readouterr()
     assert train(folder, workdir, "--data", folder / "my.txt") == 0
     size = stored["config"]["model"]["vocab_size"]
-    assert (
-        f"data.tokenizer.vocab_size: {size}, the nearest to 1024 that this text can give\n" in capsys.readouterr().out
-    )
+    assert f"data.tokenizer.vocab_size: {size}, the nearest to 512 that this text can give\n" in capsys.readouterr().out
     again = json.loads((workdir / "run.json").read_text())
     assert again["config"] == stored["config"] and len(again["starts"]) == 2
     assert train(folder, workdir, "--data", folder / "my.txt", "--set", "optim.lr=1") == 2
@@ -96,11 +96,9 @@ def test_json_lines(folder, tmp_path, capsys):
     words = ("--data", folder / "my.jsonl", "--set", "data.tokenizer=bytes")
     assert train(folder, tmp_path / "w", *words, "--field", "storey") == 2
     assert "did you mean 'story'?" in capsys.readouterr().err
-    assert train(folder, tmp_path / "w", *words, "--field", "story") == 0
-    e = stored_experiment(tmp_path / "w")
+    e = on_text(experiment(), [str(folder / "my.jsonl")], "story")
     assert e.data.source == Text((str(folder / "my.jsonl"),), "story") and e.model.vocab_size == 259
-    documents = load_trained(tmp_path / "w").prepared.statistics["documents"]
-    assert sum(documents.values()) == 120
+    assert sum(e.data.prepare().statistics["documents"].values()) == 120
 
 
 def test_what_cannot_be_read(folder, tmp_path, capsys):
@@ -110,6 +108,17 @@ def test_what_cannot_be_read(folder, tmp_path, capsys):
     assert "give --data FILE as well" in capsys.readouterr().err
     with pytest.raises(UserError, match="trains on Copy, not on text"):
         on_text(dataclasses.replace(experiment(), data=Copy()), ["my.txt"])
+
+
+def test_short_texts_get_fewer_tokens(folder, tmp_path):
+    assert [tokens_for(n) for n in (1, 100_000, 1_000_000, 100_000_000)] == [512, 512, 4096, 262144]
+    (tmp_path / "long.txt").write_text("a b " * 50_000)
+    for asked, found in ((1024, 512), (2048, 512), (300, 300)):
+        e = on_text(experiment(PIECES, f"data.tokenizer.vocab_size={asked}"), [str(folder / "my.txt")])
+        assert e.data.tokenizer.vocab_size == e.model.vocab_size == found
+    e = on_text(experiment(PIECES, "data.tokenizer.vocab_size=2048"), [str(tmp_path / "long.txt")])
+    assert e.data.tokenizer.vocab_size == e.model.vocab_size == 512
+    assert on_text(experiment(), [str(folder / "my.txt")]).model.vocab_size == 259
 
 
 def test_short_texts_are_cut_finer(tmp_path):
