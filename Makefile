@@ -1,5 +1,6 @@
 # make ablation   the default ablation: report in runs/quickstart/report.html
 # make test       lint and pytest
+# make fuzz       odd --set, run.json, metrics.jsonl and documents, 20,000 of each; JAXEFF_FUZZ=N for others; some minutes to an hour
 # make lint       formatting, ruff's checks, and whether docs/mixers.md is what docstrings say
 # make format     puts the code into the one format
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`, and lm-eval
@@ -15,7 +16,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test lint format env bench-env parity figures docs clean check-python
+.PHONY: ablation test fuzz lint format env bench-env parity figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -39,6 +40,9 @@ ablation: $(STAMP)
 
 test: lint
 	@$(VENV) -m pytest -n 2 --dist worksteal -q $(ARGS)
+
+fuzz: $(STAMP)
+	@JAXEFF_FUZZ="$${JAXEFF_FUZZ:-20000}" $(VENV) -m pytest -n 2 -q tests/fuzz $(ARGS)
 
 lint: $(STAMP)
 	@$(VENV) -m ruff format --check --quiet . || { echo 'not formatted: make format' >&2; exit 1; }

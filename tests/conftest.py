@@ -27,6 +27,9 @@ from hypothesis import settings  # noqa: E402
 # The same examples in every run, and no verdict on time: compilation makes the first example slow.
 settings.register_profile("jaxeff", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("jaxeff")
+if "JAXEFF_FUZZ" in os.environ:  # so many examples, others in every run: make fuzz
+    settings.register_profile("fuzz", deadline=None, print_blob=True, max_examples=int(os.environ["JAXEFF_FUZZ"]))
+    settings.load_profile("fuzz")
 
 COUNTER = itertools.count()  # of tests in this process
 
