@@ -214,7 +214,7 @@ def test_split_that_is_not_there(trained, capsys):
     [
         ("", "jaxeff: error: the following arguments are required: COMMAND"),
         ("trian", "jaxeff: error: argument COMMAND: invalid choice: 'trian'"),
-        ("train", "jaxeff train: error: the following arguments are required: CONFIG, --workdir"),
+        ("train", "jaxeff train: error: the following arguments are required: --workdir"),
         ("eval --wrkdir x", "jaxeff eval: error: one of the arguments --workdir --model is required"),
         ("eval --workdir=", "jaxeff eval: error: argument --workdir: a folder must have a name"),
         (

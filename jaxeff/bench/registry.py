@@ -16,7 +16,7 @@ from jaxeff.bench.startup import compile_time, import_time
 from jaxeff.bench.tpu import tpu, tpu_transforms
 from jaxeff.bench.training import train
 from jaxeff.bench.transforms import transforms
-from jaxeff.core.errors import lookup
+from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.files import write_json
 
 BENCHMARKS: dict[str, Callable[..., dict]] = {
@@ -66,11 +66,15 @@ def summary(function: Callable[..., dict]) -> str:
 def run(name: str | None, json: str | None = None, **options) -> dict | None:
     """Runs a benchmark, prints its table, writes its record to the file `json` where one is named, and returns it.
 
-    Without a name, prints the list of benchmarks. Raises UserError for a name that is none, or a file that cannot be written.
+    Without a name, prints the list of benchmarks. Raises UserError for a name that is none, a number below one, or a file that
+    cannot be written.
     """
     if name is None:
         print("\n".join(f"{name:18}{summary(function)}" for name, function in BENCHMARKS.items()))
         return None
+    for option, value in options.items():
+        if type(value) is int and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} must be at least 1, found {value}")
     entry = lookup(BENCHMARKS, name, "benchmark")(**options)
     show(entry)
     if json is not None:

@@ -3,14 +3,16 @@
 Such a file says in the first line of its docstring what the command does; its `arguments` gives a parser what it takes, its `run`
 does it and returns an exit status, None for 0. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
 
-Exit status: 0 when done; 2 when the user can put it right, one line on stderr; 130, 143 or 129 when SIGINT, SIGTERM or SIGHUP ended it;
-and 1, with a traceback, when the fault is ours.
+Exit status: 0 when done; 2 when the user can put it right, one line on stderr; 130, 143 or 129 when SIGINT, SIGTERM or SIGHUP
+ended it; and 1, with a traceback, when the fault is ours.
 """
 
 import contextlib
+import locale
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 
 from jaxeff import __version__
@@ -70,7 +72,9 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command; returns the exit status. argv: None for that of the process, whose streams are then seen to."""
+    if argv is None:
+        _streams()
     args = parser().parse_args(argv)
     in_time = ends_in_time() if threading.current_thread() is threading.main_thread() else contextlib.nullcontext()
     try:
@@ -86,15 +90,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`jaxeff eval ... | head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        # The file system's refusals are no bug of ours, wherever they strike.
+    except Exception as error:
+        reason = _outside(error)
+        if reason is not None:
+            return _refuse(reason)
+        warn("this is a fault of jaxeff: please report what follows, with what `jaxeff env` says")
+        raise
+    return status or 0
+
+
+def _outside(error: Exception) -> str | None:
+    """What file system, device or memory refused, which is no fault of ours wherever it strikes; None for other errors."""
+    if isinstance(error, OSError):
         from jaxeff.core.files import refusal
 
         reason = refusal(error)
-        if reason is None:
-            raise
-        return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
-    return status or 0
+        return f"{error.filename}: {reason}" if reason and error.filename else reason
+    text = str(error)
+    if traceback.extract_tb(error.__traceback__)[-1].name == "backends":  # where JAX starts them
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        return f"JAX cannot start on JAX_PLATFORMS={asked!r}: {text.partition(chr(10))[0] or 'it is not here'}; see jaxeff env"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"not enough memory: {text.splitlines()[0] if text else 'none is left'}; a smaller model, batch or length needs less"
+    return None
+
+
+def _streams() -> None:
+    """A process of our own writes UTF-8 whatever its locale is, and what goes to a closed stream not into the next file opened."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if not sys.flags.utf8_mode and locale.getpreferredencoding(False).lower().replace("-", "") != "utf8":
+        # Libraries read and write their files by the locale's encoding, which cannot be changed later on.
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "jaxeff.cli", *sys.argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _refuse(text: str) -> int:

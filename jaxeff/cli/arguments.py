@@ -1,6 +1,7 @@
 """Options that several commands have in common, and what they stand for."""
 
 import argparse
+import os
 
 from jaxeff.core.errors import UserError
 
@@ -14,10 +15,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def folder(text: str) -> str:
-    """A folder's name as an argument."""
+    """A folder's name as an argument; a leading ~ is a home folder, as shells have it where it stands alone."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a folder must have a name")
-    return text
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        raise argparse.ArgumentTypeError(f"there is no home folder {text.partition('/')[0]}")
+    return found
 
 
 def config(parser: argparse.ArgumentParser, what: str = "where it defines classes of its own") -> None:

@@ -10,12 +10,21 @@ from jaxeff.cli.arguments import workdir
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
-    parser.add_argument("config", metavar="CONFIG", help="a Python file with config() -> Experiment")
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="a Python file with config() -> Experiment; without, the run in DIR goes on",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="change a field: train.steps=100"
     )
     parser.add_argument(
-        "--data", action="append", default=[], metavar="PATH", help="text of your own: a file or a folder; may be repeated"
+        "--data",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="text of your own: a file or a folder; may be repeated",
     )
     parser.add_argument("--field", metavar="NAME", help="with --data: the field of JSON lines that holds their text")
     parser.add_argument(
@@ -23,6 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the run whose weights it starts from; hf:DIR: a public checkpoint, model and tokenizer too",
     )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and on what; train nothing")
+    parser.add_argument("--force", action="store_true", help="begin even where memory cannot suffice")
     workdir(parser)
 
 
@@ -36,13 +47,18 @@ def run(args: argparse.Namespace) -> int | None:
     from jaxeff.train.public import onto
     from jaxeff.train.signals import on_signal
     from jaxeff.train.vocabulary import fitting
+    from jaxeff.train.workdir import stored_experiment
 
-    experiment = load(args.config)
+    experiment = stored_experiment(args.workdir) if args.config is None else load(args.config)
     if args.data or args.field is not None:
         experiment = on_text(experiment, args.data, args.field)
     experiment = override(experiment if args.base is None else onto(experiment, args.base), args.set)
+    if args.dry_run:
+        with shown() as report:
+            print(fitting(experiment, args.workdir, args.set, lambda e: plan(e, report), report))
+        return None
     with on_signal() as stop, shown() as report:
-        train = functools.partial(fit, workdir=args.workdir, report=report, stop=stop)
+        train = functools.partial(fit, workdir=args.workdir, report=report, stop=stop, force=args.force)
         result = fitting(experiment, args.workdir, args.set, train, report)
     if result.stopped:
         again = shlex.join(["jaxeff", *sys.argv[1:]])
@@ -50,3 +66,26 @@ def run(args: argparse.Namespace) -> int | None:
         return stop.stopped().status
     score = "" if result.score is None else f": validation {experiment.objective.score.describe(result.score)}"
     print(f"trained {result.step} steps in {args.workdir}{score}")
+    return None
+
+
+def plan(experiment, report) -> str:
+    """The resolved config, its model with what it costs, and its data."""
+    from jaxeff.train.config_json import flatten, to_json
+    from jaxeff.train.description import describe
+    from jaxeff.train.loop import check_all, headline
+    from jaxeff.train.room import least_bytes
+    from jaxeff.train.step import make_step
+
+    step = make_step(experiment)
+    prepared = experiment.data.prepare(report=report.stage)
+    check_all(experiment, prepared, step)
+    config = "\n".join(f"{path} = {value!r}" for path, value in flatten(to_json(experiment)).items())
+    told = flatten(prepared.statistics)
+    width = max(map(len, told))
+    data = "\n".join(
+        f"{name:{width}}  {value:,}" if isinstance(value, int) else f"{name:{width}}  {value}"
+        for name, value in told.items()
+    )
+    memory = f"memory  {sum(least_bytes(experiment, step).values()) / 2**20:,.1f} MiB on each device at the very least"
+    return "\n\n".join([config, describe(experiment), memory, data, headline(experiment, prepared)])

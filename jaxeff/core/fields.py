@@ -65,12 +65,14 @@ def mismatch(value, kind) -> str | None:
         return None if callable(value) else "a function"
     if getattr(kind, "_is_protocol", False):
         name = kind.__name__
-        return None if not isinstance(value, (type, str, int, float, tuple, list, dict, types.NoneType)) else f"{_a(name)}"
+        return (
+            None if not isinstance(value, (type, str, int, float, tuple, list, dict, types.NoneType)) else f"{a(name)}"
+        )
     cls = origin or kind
-    return None if not isinstance(cls, type) or isinstance(value, cls) else _a(cls.__name__)
+    return None if not isinstance(cls, type) or isinstance(value, cls) else a(cls.__name__)
 
 
-_PLAIN = {int: "an integer", bool: "True or False", str: "a string"}
+_PLAIN = {int: "an integer", bool: "True or False", str: "a string", dict: "an object", list: "a list"}
 
 
 def _of_tuple(value, kinds: tuple) -> str | None:
@@ -81,10 +83,11 @@ def _of_tuple(value, kinds: tuple) -> str | None:
     if len(value) != len(kinds):
         return f"a tuple of {len(kinds)}"
     wanted = [wish for wish in map(mismatch, value, kinds) if wish is not None]
-    return f"a tuple of {wanted[0].removeprefix('an ').removeprefix('a ')} each" if wanted else None
+    return f"a tuple, each item {wanted[0]}" if wanted else None
 
 
-def _a(name: str) -> str:
+def a(name: str) -> str:
+    """A name with its article."""
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
@@ -101,5 +104,7 @@ def _hint(value, kind) -> str:
         return f": write {value.__name__}(...)"
     if isinstance(value, list):
         return ": write (a, b) or (a,) in place of [a, b] or [a]"
-    names = [name for option in (kind, *typing.get_args(kind)) for name in typing.get_args(option) if isinstance(name, str)]
+    names = [
+        name for option in (kind, *typing.get_args(kind)) for name in typing.get_args(option) if isinstance(name, str)
+    ]
     return f"; {nearest(value, names)}" if isinstance(value, str) and names else ""

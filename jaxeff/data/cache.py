@@ -46,11 +46,17 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def cache_root(cache: str | os.PathLike | None = None) -> Path:
-    """The folder of everything prepared: `cache`, `$JAXEFF_CACHE`, `$XDG_CACHE_HOME/jaxeff` or `~/.cache/jaxeff`."""
+    """The folder of everything prepared: `cache`, `$JAXEFF_CACHE`, `$XDG_CACHE_HOME/jaxeff` or `~/.cache/jaxeff`.
+
+    Raises UserError where there is none, as there is no such home folder.
+    """
     chosen = cache or os.environ.get("JAXEFF_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxeff"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxeff"
+    except RuntimeError as error:
+        raise UserError(f"there is no folder for the cache: {error}; set JAXEFF_CACHE to one") from None
 
 
 def digest(*parts) -> str:

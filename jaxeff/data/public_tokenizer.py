@@ -39,7 +39,10 @@ class Published:
 
 
 class PublishedTokenizer(Tokenizer):
-    """What `read` gives. folder: of its files. template: of chats, None where there is none. ends: the ids that a model was published to stop at."""
+    """What `read` gives.
+
+    folder: of its files. template: of chats, None where there is none. ends: the ids that a model was published to stop at.
+    """
 
     def __init__(
         self,

@@ -174,6 +174,11 @@ class SentencePiece:
 
     def __post_init__(self):
         lookup(KINDS, self.kind, "kind of SentencePiece model")
+        for name, least in (("vocab_size", 4 + 1 + 256), ("sample_bytes", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"SentencePiece.{name} must be at least {least}, found {getattr(self, name)}")
+        if not 0.98 <= self.character_coverage <= 1:
+            raise UserError(f"SentencePiece.character_coverage must lie in 0.98..1, found {self.character_coverage}")
 
     def train(self, texts: Iterable[str], folder: Path) -> None:
         """Writes a model learnt from `texts` into `folder`; equal texts give equal files.

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.memory import check_fits
 from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.mixers.base import Ctx
 from jaxeff.mixers.start import START, length
 from jaxeff.models.apart import apart, state_apart
 from jaxeff.models.lm import LM
 
+LONG = 1 << 20  # tokens of all rows, from which on it is asked whether memory suffices
 STRIDE = 64  # a streamed text's prompt and room come in multiples of it
 
 
@@ -81,6 +83,12 @@ def _checked(lm, params, prompt, prompt_lengths, max_tokens, temperature, filter
     total = before + int(lengths.max()) + max_tokens
     if lm.max_positions is not None and total > lm.max_positions:
         raise UserError(f"prompt and generation need {total} positions; the model has max_positions={lm.max_positions}")
+    if prompt.shape[0] * total > LONG:
+        state = jax.eval_shape(lambda: lm.init_state(prompt.shape[0], total))
+        needs = {"the state": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))}
+        check_fits(
+            needs | {"tokens": 4 * prompt.shape[0] * total}, f"generating up to {total:,} tokens", "ask for fewer"
+        )
     if not 0 <= temperature < math.inf:
         raise UserError(f"temperature must be at least 0 and finite, found {temperature}")
     if temperature > 0 and key is None:

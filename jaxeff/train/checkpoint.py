@@ -77,7 +77,7 @@ class Checkpoints:
         """
         kept = dataclasses.replace(state, frozen=None)
         leaves = paths(kept)
-        record = sealed(record | {"checksum": checksums(kept), "score": score})
+        record = sealed(record | {"checksum": checksums(kept), "shapes": _shapes(kept.params), "score": score})
         self._scores[step] = score
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record))
         with refusals(self.folder):
@@ -86,9 +86,11 @@ class Checkpoints:
     def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
         """State, without its frozen weights, and record of one checkpoint, laid out as `abstract` says, whatever mesh wrote it.
 
-        Raises ValueError when its checksum is another; whatever Orbax raises when it cannot be read.
+        Raises ValueError when its checksum is another, UserError when it is of another model; whatever Orbax raises when it cannot
+        be read.
         """
         abstract = dataclasses.replace(abstract, frozen=None)
+        self._check_shapes(step, abstract.params)
         target = paths(abstract)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=args)
@@ -96,6 +98,7 @@ class Checkpoints:
         # Copied into buffers of our own: the step gives its input's buffers away.
         state = jax.tree.unflatten(jax.tree.structure(abstract), [jnp.copy(leaf) for leaf in leaves])
         record = opened(found["record"])
+        del record["shapes"]
         _compare(record.pop("checksum"), checksums(state))
         return state, record
 
@@ -104,7 +107,7 @@ class Checkpoints:
 
         abstract_params: their shapes, dtypes and shardings. Raises as `restore` does.
         """
-        record = self._record(step)
+        record = self._check_shapes(step, abstract_params)
         name = "ema" if "ema" in record["checksum"] else "params"
         target = {f"{name}/{path}": leaf for path, leaf in paths(abstract_params).items()}
         found = _read(self._name(step) / "state", target)
@@ -168,6 +171,18 @@ class Checkpoints:
         except (OSError, ValueError):
             return None
 
+    def _check_shapes(self, step: int, abstract_params) -> dict[str, Any]:
+        """The record. Raises UserError where the checkpoint holds other weights: the config was changed since."""
+        record = self._record(step)
+        there, here = record["shapes"], _shapes(abstract_params)
+        for path in {**there, **here}:
+            if there.get(path) != here.get(path):
+                raise UserError(
+                    f"{self._name(step)} is of another model than the config: {path} is {there.get(path, 'absent')} there,"
+                    f" {here.get(path, 'absent')} by the config"
+                )
+        return record
+
     def _record(self, step: int) -> dict[str, Any]:
         return opened(json.loads((self._name(step) / "record" / "metadata").read_text(encoding="utf-8")))
 
@@ -201,6 +216,10 @@ def _patience() -> ocp.AsyncOptions:
     folders that are made beside for some minutes at most. Of several processes one may wait in vain for another, and gives up."""
     seconds = 150 * 365 * 86400 if jax.process_count() == 1 else 1200
     return ocp.AsyncOptions(timeout_secs=seconds, create_directories_asynchronously=False)
+
+
+def _shapes(params) -> dict[str, list[int]]:
+    return {path: list(leaf.shape) for path, leaf in paths(params).items()}
 
 
 def write_frozen(workdir, frozen):

@@ -56,13 +56,24 @@ def facts(experiment: Experiment) -> dict[str, str]:
     computed = "" if policy.compute == policy.param else f", computed in {policy.compute}"
     parts = "" if e.train.accumulate == 1 else f", in {e.train.accumulate} micro-batches"
     return {
-        "parameters": _trained(outline(e.weights), count(e.model.specs())),
+        "parameters": parameters(e),
         "weights": f"{_bytes(stored)} ({stored:,} bytes) in {_dtypes(leaves, policy.param)}{computed}",
         "forward": _forward(e, params, length),
         "decoding": f"{_bytes(_state_bytes(e, params, length))} of state for a text of {length:,} tokens",
         "step": f"{e.data.batch_size * length:,} tokens: {e.data.batch_size:,} rows of {length:,}{parts}",
-        "run": f"{e.train.steps * e.data.batch_size * length:,} tokens in {e.train.steps:,} steps",
+        "run": length_of(e),
     }
+
+
+def parameters(experiment: Experiment) -> str:
+    """How many the model has, and how many of them train."""
+    return _trained(outline(experiment.weights), count(experiment.model.specs()))
+
+
+def length_of(experiment: Experiment) -> str:
+    """Tokens, places of padding among them, and steps."""
+    tokens = experiment.data.batch_size * experiment.data.seq_len
+    return f"{experiment.train.steps * tokens:,} tokens in {experiment.train.steps:,} steps"
 
 
 def _rows(part: Part, depth: int = 0, copies: int = 1, repeated: bool = False) -> Iterator[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from jaxeff.core.errors import lookup
+from jaxeff.core.fields import check
 from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.core.sharding import make_mesh
 from jaxeff.data import Data, TextData
@@ -27,6 +27,9 @@ class MeshShape:
     def make(self, devices=None):
         """The mesh. Raises UserError when it is larger than the machine."""
         return make_mesh(self.data, self.fsdp, self.tensor, self.sequence, devices)
+
+
+LARGEST = 2**31 - 1  # steps are counted in int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Train:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Train.{name} must be at least 1, found {value}")
+            if value is not None and value > LARGEST:
+                raise ValueError(f"Train.{name} must be at most {LARGEST}, found {value}")
 
 
 # Fields that change neither the numbers nor their order: a run may go on with other values of these.
@@ -93,7 +98,7 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self):
-        lookup(POLICIES, self.precision, "precision")
+        check(self)
         lomo.check(self)
         self.weights.trains("")
         if self.train.init_from is not None and (self.transforms or self.trainable is not None):

@@ -27,9 +27,12 @@ from jaxeff.objectives.base import check_score
 from jaxeff.train.checkpoint import Checkpoints, checksums
 from jaxeff.train.circumstances import circumstances
 from jaxeff.train.clock import Clock
+from jaxeff.train.description import length_of, parameters
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.kept import keep
+from jaxeff.train.optim import schedule
 from jaxeff.train.progress import Silent
+from jaxeff.train.room import check_room
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, make_step, put
 from jaxeff.train.trained import PUBLIC, frozen_weights, initial, plain_weights
@@ -69,28 +72,31 @@ def fit(
     report: Silent | None = None,
     stop: Callable[[], bool] | None = None,
     prepared=None,
+    force: bool = False,
 ) -> Result:
-    """Train `experiment` in `workdir`, or go on with it there.
+    """Train `experiment` in `workdir`, or go on with it there; a finished run also with more steps than it had.
 
     report: see `jaxeff.train.progress`. stop: asked after each step; when true, the run is saved and ends. prepared:
-    `experiment.data.prepare()`, where the caller has it already.
+    `experiment.data.prepare()`, where the caller has it already. force: begin even where memory cannot suffice.
 
     Raises UserError for whatever the user can put right: config, data, folder, mesh, a loss that stays non-finite.
     """
     report, stop = report or Silent(), stop or (lambda: False)
     workdir = Path(workdir)
     step = make_step(experiment)
+    if not force:
+        check_room(experiment, step)
     with contextlib.ExitStack() as stack:
         still_there = stack.enter_context(locked(workdir)) if jax.process_index() == 0 else lambda: None
+        if (workdir / "ablation.json").exists():
+            raise UserError(f"{workdir} holds an ablation; use another workdir, or see jaxeff ablate")
         run = read_run(workdir)
         if run is not None and not trained(workdir):
             run = None  # a start that came to nothing binds nobody
         if run is not None:
             check_config(run, experiment, workdir)
         prepared = experiment.data.prepare(report=report.stage) if prepared is None else prepared
-        check_model(experiment, prepared)
-        check_objective(experiment, prepared, step)
-        check_reading(experiment, prepared)
+        check_all(experiment, prepared, step)
         if run is not None:
             check_corpus(run, prepared.fingerprint, workdir)
         checkpoints = Checkpoints(workdir, experiment.objective.score, keep=experiment.train.keep)
@@ -101,6 +107,19 @@ def fit(
         stack.callback(loop.close)
         loop.begin(run)
         return loop.run(stop)
+
+
+def headline(experiment: Experiment, prepared) -> str:
+    """What is trained, and on how much."""
+    epochs = experiment.train.steps * experiment.data.batch_size / len(prepared.splits["train"])
+    return f"parameters: {parameters(experiment)}; to train: {length_of(experiment)}, {epochs:.3g} epochs"
+
+
+def check_all(experiment: Experiment, prepared, step: Step):
+    """Raises UserError where model, data, objective and what the run starts from do not fit each other."""
+    check_model(experiment, prepared)
+    check_objective(experiment, prepared, step)
+    check_reading(experiment, prepared)
 
 
 def check_model(experiment: Experiment, prepared):
@@ -183,11 +202,15 @@ class _Loop:
         if found is not None:
             self.done, state, record = found
             frozen = frozen_weights(self.experiment, self.workdir, self.step, record.get("frozen"), self.report)
-            self.state = dataclasses.replace(state, frozen=frozen)
+            steps = jax.device_put(jnp.int32(self.train.steps), state.steps.sharding)  # a finished run may go on
+            self.state = dataclasses.replace(state, frozen=frozen, steps=steps)
             self.batches.set_state(record["data"])
             self.tokens, self.clock.before = record["tokens"], record["seconds"]
             self.report.say(f"going on from step {self.done} of {self.train.steps}")
+            if run is not None and run["config"]["train"]["steps"] < self.train.steps:
+                self._longer(run)
         else:
+            self.report.say(headline(self.experiment, self.prepared))
             self.state = initial(self.experiment, self.step, self.report)
             if self.train.init_from is not None:
                 self.state = dataclasses.replace(self.state, **self._weights_from(self.train.init_from))
@@ -204,6 +227,19 @@ class _Loop:
             self.events = _event_writer(self.workdir, self.done) if self.train.tensorboard else None
             if self.events is not None:
                 self.closers.append(self.events.close)
+
+    def _longer(self, run: dict[str, Any]):
+        """More steps than the run was made for; the schedule is that of the longer run from here on."""
+        before = run["config"]["train"]["steps"]
+        run["config"]["train"]["steps"] = self.train.steps
+        share = schedule(self.experiment.optim)
+        old, new = (
+            self.experiment.optim.lr * float(share(jnp.int32(self.done), jnp.int32(steps)))
+            for steps in (before, self.train.steps)
+        )
+        self.report.say(
+            f"{before} steps become {self.train.steps}: the learning rate goes on at {new:.3g}, it was {old:.3g}"
+        )
 
     def _rhythm(self, run: dict[str, Any]) -> int | None:
         """Of how many steps one has a line whatever log_every was so far, None if there may be none."""
@@ -269,7 +305,7 @@ class _Loop:
         }
         line |= {f"eval_{name}": _finite(value) for name, value in (scores or {}).items()}
         line |= {name: value for name, value in values.items() if "/" in name}
-        verdict = None if scores is None else f"validation {self.score.describe(scores[self.score.name])}"
+        verdict = None if scores is None else self._verdict(scores)
         self.report.step(step, self.train.steps, line, verdict)
         every = self.train.log_every
         if (scores or step == self.train.steps or (every and step % every == 0)) and jax.process_index() == 0:
@@ -281,6 +317,11 @@ class _Loop:
                         self.events.add_scalar(name, value, step)
         if values["bad"] >= self.train.max_bad_steps:
             self._give_up(step, values["bad"])
+
+    def _verdict(self, scores: dict[str, float]) -> str:
+        """With the loss as well, which is what the steps between show."""
+        loss = f", loss {scores['loss']:.4f}" if "loss" in scores and self.score.name != "loss" else ""
+        return f"validation {self.score.describe(scores[self.score.name])}{loss}"
 
     def _give_up(self, step: int, bad: int):
         # Skipped steps changed nothing: the state holds the last good weights.

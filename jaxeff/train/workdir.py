@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.fields import mismatch
 from jaxeff.core.files import refusals, write_text
 from jaxeff.train.circumstances import circumstances
 from jaxeff.train.config_json import check_fields, diff, from_json, to_json
@@ -28,7 +29,10 @@ def locked(workdir: Path) -> Iterator[Callable[[], None]]:
     Raises UserError when another process has it, or the folder cannot be made or written to.
     """
     with refusals(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # such as in /proc
+            raise UserError(f"{workdir} cannot be made: folders cannot be made there") from None
         file = open(workdir / "lock", "a+")  # noqa: SIM115
     with file:
         try:
@@ -62,9 +66,31 @@ def read_run(workdir) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(run, dict) or not run.keys() >= {"config", "corpus", "starts"}:
-        raise UserError(f"{path} cannot be read: it is not what a run writes")
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: it is nested too deeply") from None
+    wrong = "expected an object" if not isinstance(run, dict) else _wrong(run, RUN)
+    for i, start in enumerate(run["starts"] if wrong is None else ()):
+        wrong = wrong or (f"starts.{i}: expected an object" if not isinstance(start, dict) else None)
+        wrong = wrong or _wrong(start, START, f"starts.{i}.")
+    if wrong is not None:
+        raise UserError(f"{path} is not what a run writes: {wrong}")
     return run
+
+
+# What files of a workdir must hold, and of what type.
+RUN = {"config": dict, "corpus": str, "data": dict, "starts": list}
+START = {"step": int}
+LINE = {"step": int, "loss": float | None, "tokens": int}
+
+
+def _wrong(found: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> str | None:
+    """Which field is missing or of another type, None when none is."""
+    for name, kind in schema.items():
+        if name not in found:
+            return f"{prefix}{name} is missing"
+        if (wanted := mismatch(found[name], kind)) is not None:
+            return f"{prefix}{name}: expected {wanted}, found {str(found[name])[:60]!r}"
+    return None
 
 
 def trained(workdir) -> bool:
@@ -82,12 +108,28 @@ def stored_experiment(workdir) -> Experiment:
         raise UserError(
             f"{workdir} holds no training run (no run.json); train first: jaxeff train CONFIG --workdir {workdir}"
         )
-    return from_json(run["config"])
+    try:
+        experiment = from_json(run["config"])
+    except UserError as error:
+        raise UserError(f"{Path(workdir) / 'run.json'}: {error}") from None
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{Path(workdir) / 'run.json'}: its config is of no Experiment")
+    return experiment
 
 
 def check_config(run: dict[str, Any], experiment: Experiment, workdir):
-    """Raises UserError when a workdir's run is of another config; the message lists the fields that differ."""
+    """Raises UserError when a workdir's run is of another config; the message lists the fields that differ. A run that is finished
+    may become longer."""
     changed = [found for found in diff(run["config"], to_json(experiment)) if not found[0].startswith(FREE)]
+    if [path for path, _, _ in changed] == ["train.steps"]:
+        _, before, now = changed[0]
+        last = max((line["step"] for line in read_metrics(workdir)), default=0)
+        if last == before < now:
+            return
+        raise UserError(
+            f"{workdir} belongs to a run of {before} steps, of which {last} are done: a schedule is for the whole of a run, so"
+            f" only a finished one may become longer, and none shorter; leave train.steps at {before}, or use another workdir"
+        )
     if changed:
         check_fields(run["config"])
         shown = ", ".join(f"{path}: {old!r} there, {new!r} now" for path, old, new in changed[:6])
@@ -152,9 +194,9 @@ def read_metrics(workdir, warn: Callable[[str], None] = lambda text: None) -> li
     for number, text in enumerate([*whole, rest], 1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and type(line.get("step")) is int:
+        if isinstance(line, dict) and _wrong(line, LINE) is None and line["step"] >= 0:
             found.append(line)
         elif text.strip() and number <= len(whole):
             bad.append(number)

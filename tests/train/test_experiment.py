@@ -138,5 +138,5 @@ def test_impossible_lengths(fields):
 
 
 def test_unknown_precision():
-    with pytest.raises(UserError, match="no precision is called 'float8'; did you mean .*'float16'"):
+    with pytest.raises(UserError, match="precision: expected one of .*, found 'float8'; did you mean .*'float16'"):
         Experiment(LM(10), precision="float8")

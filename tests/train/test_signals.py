@@ -11,7 +11,7 @@ from tests.train.test_kill import until
 from tests.train.tiny import CONFIG
 
 # Data whose preparation takes long: in Python, and in a call of C that lets no Python run.
-SLOW = '''
+SLOW = """
 import hashlib, time
 from dataclasses import dataclass, replace
 from tests.train.tiny import experiment
@@ -29,7 +29,7 @@ class Slow:
 
 def config():
     return replace(experiment(), data=Slow())
-'''
+"""
 PYTHON = "for _ in range(6000): time.sleep(0.01)"
 C = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)'
 
