@@ -1,6 +1,7 @@
 """Packing compared with a slow one that is plain to see."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,3 +67,11 @@ def test_as_the_slow_one(lengths, row_length, dtype, together, seed):
     assert [found[i] for i in order] == expected
     predicted = tokens_BT[:, 1:][loss_mask(segment_ids_BT)[:, :-1] > 0]
     assert sorted(predicted.tolist()) == sorted(token for document in documents for token in document[1:]), "each once"
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.xfail(strict=True, reason="segment ids are 16 bits wide")
+def test_more_documents_in_a_row_than_16_bits_count():
+    n = 2**16
+    _, segment_ids_BT = pack(np.arange(2 * n, dtype=np.uint32), np.full(n, 2), 2 * n)
+    assert int(loss_mask(segment_ids_BT).sum()) == n
