@@ -3,7 +3,7 @@
 command    jaxeff train configs/quickstart.py --workdir runs/first
 hardware   two CPU cores
 time       2 to 3 minutes
-expected   2.36 bits per byte on the validation split (Python 3.11's documentation)
+expected   1.85 bits per byte on the validation split (Python 3.11's documentation)
 """
 
 from jaxeff.data import PythonDocs, SentencePiece, TextData
@@ -12,11 +12,13 @@ from jaxeff.models import LM, Block, Stage
 from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.optim import Optim
 
+VOCABULARY = 4096
+
 
 def config():
     return Experiment(
-        model=LM(vocab_size=1024, d_model=128, stages=(Stage((Block(GQA(), MLP()),), 4),)),
-        data=TextData(source=PythonDocs(), tokenizer=SentencePiece(vocab_size=1024), seq_len=256, batch_size=8),
-        optim=Optim(name="adamw", lr=3e-3, schedule="cosine"),
-        train=Train(steps=500, log_every=10, eval_every=100, save_every=100),
+        model=LM(vocab_size=VOCABULARY, d_model=128, stages=(Stage((Block(GQA(), MLP()),), 4),)),
+        data=TextData(source=PythonDocs(), tokenizer=SentencePiece(vocab_size=VOCABULARY), seq_len=256, batch_size=4),
+        optim=Optim(name="muon", lr=1e-2, schedule="cosine"),
+        train=Train(steps=700, log_every=10, eval_every=350, save_every=350),
     )

@@ -17,7 +17,7 @@ from jaxeff.train.experiment import Experiment, Train
 from jaxeff.train.loop import fit
 from jaxeff.train.step import make_step, put, start
 
-# The size of configs/quickstart.py: a run of which a laptop makes many.
+# About the size of configs/quickstart.py: a run of which a laptop makes many.
 QUICKSTART = Experiment(LM(vocab_size=1024, d_model=128), TextData(seq_len=256, batch_size=8), train=Train(steps=1000))
 
 
