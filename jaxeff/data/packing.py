@@ -70,7 +70,8 @@ def pack(
         be no sample of it.
 
     Returns:
-      tokens_BT in the dtype of `tokens` (0 where padded) and segment_ids_BT uint16.
+      tokens_BT in the dtype of `tokens` (0 where padded) and segment_ids_BT uint16, uint32 where a
+      row is so long that it could hold more documents than those count.
     """
     if row_length < 2:
         raise ValueError(f"a row needs at least 2 tokens to predict one, not {row_length}")
@@ -80,8 +81,9 @@ def pack(
     n_rows = int(row.max(initial=-1)) + 1
     order = np.random.default_rng(seed).permutation(n_rows)
     tokens_BT = np.zeros((n_rows, row_length), tokens.dtype)
-    segment_ids_BT = np.zeros((n_rows, row_length), np.uint16)
-    n_segments = np.zeros(n_rows, np.uint16)
+    counts = np.uint16 if row_length < 2**16 else np.uint32
+    segment_ids_BT = np.zeros((n_rows, row_length), counts)
+    n_segments = np.zeros(n_rows, counts)
     for i in np.lexsort((place, row)):
         r, here = order[row[i]], slice(place[i], place[i] + pieces.length[i])
         n_segments[r] += 1

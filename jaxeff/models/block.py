@@ -42,6 +42,8 @@ class Block:
     dropout: float = 0.0
 
     def __post_init__(self):
+        if not dataclasses.is_dataclass(self.mixer) or isinstance(self.mixer, type):
+            raise ValueError(f"Block.mixer must be a mixer, such as GQA(n_heads=4), found {self.mixer!r}")
         if not isinstance(self.norm, Norm):
             raise ValueError(f"Block.norm must be RMSNorm(...) or LayerNorm(...), found {self.norm!r}")
         if self.placement not in ("pre", "post", "sandwich"):

@@ -1,7 +1,6 @@
 """Packing compared with a slow one that is plain to see."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,8 +68,6 @@ def test_as_the_slow_one(lengths, row_length, dtype, together, seed):
     assert sorted(predicted.tolist()) == sorted(token for document in documents for token in document[1:]), "each once"
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.xfail(strict=True, reason="segment ids are 16 bits wide")
 def test_more_documents_in_a_row_than_16_bits_count():
     n = 2**16
     _, segment_ids_BT = pack(np.arange(2 * n, dtype=np.uint32), np.full(n, 2), 2 * n)
