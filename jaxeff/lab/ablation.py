@@ -60,16 +60,18 @@ class Ablation:
     """What is compared and how.
 
     base: everything that the models share, the length of the final runs included. lrs: the sweep, each rate tried for `sweep_steps`
-    steps with the first seed. seeds: of the final runs; a seed sets the initial values and the order of the data. match: whether
-    sizes are made equal, "parameters" within `tolerance`, or "none"; vary: a regular expression for the integer fields of the model
-    that make up for differences, by default the width of every MLP. contexts, decode_tokens: where and how long decoding is
-    timed; timing_rounds: how many turns each model gets. environment: variables that the config
-    file reads, as they stand before the command that reproduces a row.
+    steps with the first seed. widen: how many more rates a variant may try, one after the other, while its best one lies at an end
+    of its sweep; 0 for none, and a sweep of one rate is never widened. seeds: of the final runs; a seed sets the initial values and
+    the order of the data. match: whether sizes are made equal, "parameters" within `tolerance`, or "none"; vary: a regular
+    expression for the integer fields of the model that make up for differences, by default the width of every MLP. contexts,
+    decode_tokens: where and how long decoding is timed; timing_rounds: how many turns each model gets. environment: variables that
+    the config file reads, as they stand before the command that reproduces a row.
 
     bases: runs that variants start from, by names, which `{"base": "prose"}` refers to; each is trained once, before all else, as
     it is. others: data by names, on whose test split final models are scored too.
 
-    Raises UserError for no variants, two of one name, no seeds, no learning rates, and contexts longer than the model's positions.
+    Raises UserError for no variants, two of one name, no seeds, no learning rates, a negative `widen`, and contexts longer
+    than the model's positions.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Ablation:
     lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
     sweep_steps: int = 100
+    widen: int = 3
     match: Literal["parameters", "none"] = "parameters"
     tolerance: float = TOLERANCE
     vary: str = VARY
@@ -101,6 +104,8 @@ class Ablation:
         for field in ("sweep_steps", "decode_tokens", "timing_rounds"):
             if getattr(self, field) < 1:
                 raise UserError(f"ablation {self.name!r}: {field} must be at least 1, found {getattr(self, field)}")
+        if self.widen < 0:
+            raise UserError(f"ablation {self.name!r}: widen must be at least 0, found {self.widen}")
 
         bound, needed = self.base.model.max_positions, max(self.contexts, default=0) + self.decode_tokens
         if bound is not None and needed > bound:
@@ -119,7 +124,7 @@ class Ablation:
         return tuple(variant.name for variant in self.variants)
 
     def rates(self, name: str) -> tuple[float, ...]:
-        """The sweep of a variant."""
+        """The sweep of a variant, before it is widened."""
         own = next(variant.lrs for variant in self.variants if variant.name == name)
         return self.lrs if own is None else own
 

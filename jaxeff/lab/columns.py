@@ -50,15 +50,18 @@ def columns(results: Results) -> list[Column]:
         Column(
             f"difference to {results.baseline}",
             results.score_words,
-            f"paired by seed, {over_seeds(results)}; {'above' if results.higher_is_better else 'below'} zero is better",
+            f"paired by seed, {over_seeds(results)}{uncorrected(results)}; "
+            f"{'above' if results.higher_is_better else 'below'} zero is better",
             lambda row, base: interval_text(row.difference(base), digits(results), sign=True),
             True,
         ),
+        *_p_values(results),
         *_others(results),
         Column(
             "best lr",
             "",
-            f"learning rate with the best {results.score_words} on the validation split; * marks an end of the sweep",
+            f"learning rate with the best {results.score_words} on the validation split; * marks an end of the sweep, "
+            "beyond which a better one may lie",
             lambda row, _: f"{row.best_lr:g}" + ("*" if row.lr_at_edge else ""),
             True,
         ),
@@ -92,6 +95,12 @@ def over_seeds(results: Results) -> str:
     return f"mean over {n} seeds with its 95 % interval" if n > 1 else "of one seed, so with no interval"
 
 
+def uncorrected(results: Results) -> str:
+    """That intervals of differences stand for themselves, where there are several."""
+    several = results.n_comparisons > 1 and n_seeds(results) > 1
+    return f", not corrected for {results.n_comparisons} comparisons" if several else ""
+
+
 def digits(results: Results) -> int:
     """Decimals of scores: three, or up to five where an interval is so short that three would show it as nothing."""
     base = results.baseline_row
@@ -118,14 +127,30 @@ def other_rate(row: Row, base: Row | None) -> bool:
 
 
 def _varied(results: Results) -> list[Column]:
-    if all(row.varied is None for row in results.rows):
+    if len({row.varied for row in results.rows}) < 2:
         return []
     field = str(results.protocol.get("vary", "mlp")).rpartition(".")[2].strip("*")
     mlp = "mlp" in str(results.protocol.get("vary", "mlp"))
-    meaning = f"the field by which sizes were matched; {NONE} where it is as the ablation declares it"
+    meaning = f"the field by which sizes are matched; {NONE} where a model has several values or none"
     title = "MLP width" if mlp else field or "matched by"
     return [
         Column(title, "", meaning, lambda row, _: NONE if row.varied is None else f"{row.varied:,}", True),
+    ]
+
+
+def _p_values(results: Results) -> list[Column]:
+    found, n = results.comparisons, results.n_comparisons
+    if not found:
+        return []
+    corrected = f", corrected for {n} comparisons by Holm's method" if n > 1 else ""
+    return [
+        Column(
+            "p",
+            "Holm" if n > 1 else "",
+            f"of the paired t test of that difference, two-sided{corrected}; a difference is claimed below 0.05",
+            lambda row, _: p_text(found[row.name].p_holm) if row.name in found else NONE,
+            True,
+        )
     ]
 
 
@@ -230,6 +255,11 @@ def binary(n_bytes: float | None) -> str:
         if n_bytes >= factor:
             return f"{n_bytes / factor:.{4 if n_bytes >= 1000 * factor else 3}g} {prefix}"
     return f"{n_bytes:.0f} B"
+
+
+def p_text(p: float) -> str:
+    """A p-value with three decimals, "<0.001" below that."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def interval_text(interval: Interval | None, digits: int = 3, sign: bool = False) -> str:

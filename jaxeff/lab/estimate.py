@@ -22,6 +22,10 @@ class Estimate:
         """A run was finished before."""
         self.steps -= steps
 
+    def grow(self, steps: int) -> None:
+        """There is a run more than was known."""
+        self.steps += steps
+
     def begin(self, model: str) -> None:
         """A run of a model starts."""
         self.model, self.begun, self.last, self.at = model, self.now(), None, 0

@@ -5,9 +5,11 @@ Counts come from the tree of Specs, so nothing is allocated.
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from jaxeff.core.errors import UserError, nearest
 from jaxeff.core.spec import count
+from jaxeff.mixers.base import bind
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.overrides import paths, replaced
 
@@ -75,8 +77,31 @@ def match(
     return varied(n), n
 
 
+def held(experiment: Experiment, vary: str = VARY) -> int | None:
+    """The one value that all fields that `vary` names have, derived ones included; None where there are several or none."""
+    names = [path for path in paths(experiment) if path.startswith("model.") and re.fullmatch(vary, path)]
+    values = {_value(experiment, path) for path in names if _is_integer(experiment, path)}
+    return values.pop() if len(values) == 1 else None
+
+
+def _value(experiment: Experiment, path: str) -> int | None:
+    """The value of a field; for a `d_hidden` of None the width that its layer derives, which is called `hidden`."""
+    owner, _, name = path.rpartition(".")
+    found, layer = _at(experiment, path), _at(experiment, owner)
+    if found is not None:
+        return found
+    if getattr(layer, "d_model", 0) is None:
+        layer = bind(layer, experiment.model.d_model)
+    return getattr(layer, name.removeprefix("d_"), None)
+
+
 def _is_integer(experiment: Experiment, path: str) -> bool:
+    value = _at(experiment, path)
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _at(experiment: Experiment, path: str) -> Any:
     value = experiment
     for part in path.split("."):
         value = value[int(part)] if isinstance(value, tuple) else getattr(value, part)
-    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    return value

@@ -56,6 +56,11 @@ class Progress:
         self.n_done += 1
         self.estimate.skip(part.steps)
 
+    def grow(self, part) -> None:
+        """A run more than was known is to be done: a sweep widens."""
+        self.n_parts += 1
+        self.estimate.grow(part.steps)
+
     def begin(self, part) -> None:
         """A run starts."""
         self.n_done += 1
@@ -163,6 +168,10 @@ class Bars(Progress):
     def skip(self, part) -> None:
         super().skip(part)
         self._whole(self.n_done)
+
+    def grow(self, part) -> None:
+        super().grow(part)
+        self.bars.update(self.whole, total=self.n_parts + self.for_costs)
 
     def begin(self, part) -> None:
         super().begin(part)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import write_text
-from jaxeff.lab.columns import n_seeds
+from jaxeff.lab.columns import n_seeds, uncorrected
 from jaxeff.lab.figures import plots
 from jaxeff.lab.finding import findings
 from jaxeff.lab.plots import Plot, files
@@ -17,7 +17,7 @@ PAGE = """# {name}
 
     {command}
 
-Commit {commit}, {processor} ({device}), jax {jax}, Python {python}; {minutes:.0f} minutes. Seeds {seeds}.
+Commit {commit}, {processor} ({device}), jax {jax}, Python {python}; {minutes:.0f} minutes{finished}. Seeds {seeds}.
 
 ## Results
 
@@ -71,9 +71,12 @@ def page(results: Results, drawn: list[Plot]) -> str:
         jax=results.versions.get("jax", "?"),
         python=results.versions.get("python", "?"),
         minutes=(results.seconds or 0.0) / 60,
+        finished=f", finished on {results.finished[:10]}" if results.finished else "",
         seeds=", ".join(map(str, results.protocol.get("seeds", ()))),
         score=results.score_words.capitalize(),
-        taken="with 95 % intervals over seeds" if n_seeds(results) > 1 else "of one seed, so without intervals",
+        taken=f"with 95 % intervals over seeds{uncorrected(results)}"
+        if n_seeds(results) > 1
+        else "of one seed, so without intervals",
         table=markdown(results).strip(),
         plots="\n\n".join(f"![{plot.title}]({plot.name}.svg)\n\n{plot.caption}" for plot in drawn),
         findings="\n".join(f"- {line}" for line in findings(results)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxeff.core.files import write_text
 from jaxeff.lab import take_along
-from jaxeff.lab.columns import Column, columns, n_seeds, times_words
+from jaxeff.lab.columns import Column, columns, n_seeds, times_words, uncorrected
 from jaxeff.lab.figures import plots as drawings
 from jaxeff.lab.finding import findings
 from jaxeff.lab.method import method
@@ -24,14 +24,14 @@ def write(results: Results, path: str | Path) -> Path:
 
 
 def page(results: Results, drawn: list[Plot] | None = None) -> str:
-    """The whole page as HTML text, dated today; `drawn` saves drawing up its plots again."""
+    """The whole page as HTML text, with the dates of the last run and of today; `drawn` saves drawing up its plots again."""
     title = f"Ablation: {results.name}"
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     drawn = drawings(results) if drawn is None else drawn
     body = [
         f"<h1>{_(title)}</h1>",
         f'<p class="lead">{_(results.description)}</p>',
-        f'<p class="date">Page written on <time datetime="{today}">{today}</time>.</p>',
+        f'<p class="date">{_finished(results)}Page written on <time datetime="{today}">{today}</time>.</p>',
         finding(results),
         _section("results", "Results", tables(results)),
         _section("plots", "Plots", plots(drawn)),
@@ -55,6 +55,13 @@ def _(text) -> str:
     return html.escape(str(text))
 
 
+def _finished(results: Results) -> str:
+    """The date of the last run."""
+    if results.finished is None:
+        return ""
+    return f'Last run finished on <time datetime="{_(results.finished)}">{_(results.finished[:10])}</time>. '
+
+
 def _section(name: str, title: str, body: str) -> str:
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{_(title)}</h2>\n{body}</section>'
 
@@ -69,7 +76,7 @@ def tables(results: Results) -> str:
     """The columns of quality and those of cost as a table each, so that neither is cut off on paper."""
     shown = columns(results)
     equal = "Models of equal size" if results.protocol.get("tolerance") else "Models whose sizes were not matched,"
-    score = f"{results.score_words} and differences with 95 % intervals over seeds"
+    score = f"{results.score_words} and differences with 95 % intervals over seeds{uncorrected(results)}"
     if n_seeds(results) < 2:
         score = f"{results.score_words} of one seed, so without intervals"
     quality = _table(
@@ -183,6 +190,7 @@ def reproduce(results: Results) -> str:
 def circumstances(results: Results) -> str:
     """Corpus, machine and versions as a list of terms."""
     took = {} if results.seconds is None else {"time of all runs": f"{results.seconds / 60:.1f} min"}
+    took |= {} if results.finished is None else {"last run finished": results.finished}
     parts = (
         {f"corpus {key}": value for key, value in results.corpus.items()} | results.machine | results.versions | took
     )

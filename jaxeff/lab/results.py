@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from jaxeff.lab.statistics import Interval, mean_interval, paired_interval
+from jaxeff.lab.statistics import Comparison, Interval, holm, mean_interval, paired_interval, paired_p
 from jaxeff.objectives.base import Score
 
 FORMAT = 2
@@ -36,11 +36,12 @@ class Decode:
 class Row:
     """One model: what it is, how good it is for each seed, and what it costs. Costs are None where the backend does not tell.
 
-    built: what differs from the other models. n_parameters: those that train. varied: the value of the field that sizes were
-    matched by, None where it was left. sweep: learning rate -> score on the validation split, None where training diverged. test:
-    seed -> score on the test split; others: name -> seed -> the same on other data. curves: seed -> (steps, training loss).
-    tokens_per_s_ends: the lowest and the highest of the rounds. memory_bytes: what one training step needs beside the parameters,
-    optimizer state and batch.
+    built: what differs from the other models. n_parameters: those that train. varied: the value of the field that sizes are
+    matched by, None where sizes are not matched and where a model has several values or none. sweep: learning rate -> score on the
+    validation split for every rate tried, None where training diverged; empty where there was one rate. test: seed -> score on the
+    test split; others: name -> seed -> the same on other data. curves: seed -> (steps, training loss). tokens_per_s_ends: the
+    lowest and the highest of the rounds. memory_bytes: what one training step needs beside the parameters, optimizer state and
+    batch.
     """
 
     name: str
@@ -81,7 +82,8 @@ class Row:
 @dataclasses.dataclass(frozen=True)
 class Results:
     """All finished rows of an ablation, in its order, and the circumstances. `baseline` names the first model of the ablation,
-    which may not be among the rows yet; `missing` lists the models without a row. score_name: what models are judged by."""
+    which may not be among the rows yet; `missing` lists the models without a row. score_name: what models are judged by. finished:
+    when the last run was, in UTC as ISO 8601 writes it, None where that was not kept."""
 
     name: str
     description: str
@@ -96,6 +98,7 @@ class Results:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
     seconds: float | None = None
+    finished: str | None = None
 
     @property
     def score(self) -> Score:
@@ -122,13 +125,32 @@ class Results:
         """The row that differences are taken to, when it is finished."""
         return next((row for row in self.rows if row.name == self.baseline), None)
 
+    @property
+    def n_comparisons(self) -> int:
+        """Models other than the baseline. Those that are not finished count, so that a claim made before they are stands after."""
+        return len(({row.name for row in self.rows} | set(self.missing)) - {self.baseline})
+
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Model -> its difference to the baseline with p-values; empty with one seed, which shows no spread."""
+        base = self.baseline_row
+        rows = [row for row in self.rows if base is not None and row is not base]
+        found = {row.name: p for row in rows if (p := paired_p(row.test, base.test)) is not None}
+        corrected = holm(found, self.n_comparisons)
+        gaps = {row.name: row.difference(base) for row in rows}
+        return {name: Comparison(gaps[name], p, corrected[name]) for name, p in found.items()}
+
     def to_json(self) -> str:
         """JSON text with derived intervals beside the raw values, so that a reader needs no statistics."""
         body = dataclasses.asdict(self) | {"format": FORMAT}
+        comparisons = self.comparisons
         for row, entry in zip(self.rows, body["rows"], strict=True):
             difference = row.difference(self.baseline_row)
             entry["score"] = dataclasses.asdict(row.score)
             entry["difference"] = difference and dataclasses.asdict(difference)
+            compared = comparisons.get(row.name)
+            entry["difference_p"] = compared and compared.p
+            entry["difference_p_holm"] = compared and compared.p_holm
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
     @classmethod

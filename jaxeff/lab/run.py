@@ -21,9 +21,11 @@ from jaxeff.data import Prepared
 from jaxeff.data.cache import digest
 from jaxeff.lab import report as page
 from jaxeff.lab.ablation import Ablation, describe
+from jaxeff.lab.matching import held
 from jaxeff.lab.measure import measure
 from jaxeff.lab.progress import Progress
 from jaxeff.lab.results import Decode, Results, Row
+from jaxeff.lab.sweep import best, beyond
 from jaxeff.lab.training import Part, train
 from jaxeff.lab.units import Units
 from jaxeff.train.circumstances import git, machine, versions
@@ -49,26 +51,63 @@ class Job:
     progress: Progress = dataclasses.field(default_factory=Progress)
     train: Train = train
     others: tuple[tuple[str, Prepared], ...] = ()
+    known: dict[tuple, Part] = dataclasses.field(
+        default_factory=dict
+    )  # parts asked for, as matching sizes takes its time
 
-    def sweep(self, model: str) -> list[Part]:
-        """The short runs; none when there is one rate only."""
-        seed, lrs = self.ablation.seeds[0], self.ablation.rates(model)
-        return [self._part(model, f"lr-{lr}", lr, seed, "validation") for lr in lrs if len(lrs) > 1]
+    def sweep(self, model: str) -> dict[float, Part]:
+        """Rate -> its short run: the ablation's, and those beyond an end that finished ones ask for; none with one rate."""
+        lrs, parts = self.ablation.rates(model), {}
+        if len(lrs) == 1:
+            return parts
+        for lr in lrs:
+            parts[lr] = self._short(model, lr)
+        while len(parts) < len(lrs) + self.ablation.widen and (more := self._beyond(parts)) is not None:
+            parts[more] = self._short(model, more)
+        return parts
+
+    def _short(self, model: str, lr: float) -> Part:
+        return self._part(model, f"lr-{lr}", lr, self.ablation.seeds[0], "validation")
+
+    def _beyond(self, parts: dict[float, Part]) -> float | None:
+        found = self._scores(parts)
+        return None if found is None else beyond(found, self.ablation.base.objective.score.badness)
+
+    def _scores(self, parts: dict[float, Part]) -> dict[float, float | None] | None:
+        """Rate -> validation score, in the order of the rates; None while a run is missing."""
+        found = {lr: self.get(parts[lr]) for lr in sorted(parts)}
+        return None if None in found.values() else {lr: part["score"] for lr, part in found.items()}
+
+    def ensure_sweep(self, model: str) -> None:
+        """Do the short runs of a model, and the further ones that they ask for."""
+        known = self.sweep(model)
+        for part in known.values():
+            self.ensure(part)
+        while more := {lr: part for lr, part in self.sweep(model).items() if lr not in known}:
+            for part in more.values():
+                self.progress.grow(part)
+            for part in more.values():
+                self.ensure(part)
+            known |= more
 
     def finals(self, model: str, lr: float) -> list[Part]:
         """The runs whose numbers are reported."""
         return [self._part(model, f"seed-{seed}", lr, seed, "test") for seed in self.ablation.seeds]
 
     def _part(self, model: str, name: str, lr: float, seed: int, split: str) -> Part:
-        others = self.others if split == "test" else ()
-        return Part(model, name, self.ablation.experiment(model, lr, seed, sweep=split == "validation"), split, others)
+        asked = model, name, lr, seed, split
+        if asked not in self.known:
+            others = self.others if split == "test" else ()
+            experiment = self.ablation.experiment(model, lr, seed, sweep=split == "validation")
+            self.known[asked] = Part(model, name, experiment, split, others)
+        return self.known[asked]
 
     def bases(self) -> list[Part]:
         """The runs that others start from."""
         return [Part(f"{BASES}/{name}", "run", e, "test") for name, e in self.ablation.bases]
 
     def best_lr(self, model: str) -> float | None:
-        """The rate with the best validation score, the smaller of equal ones; None before the sweep is finished.
+        """The rate with the best validation score, see `jaxeff.lab.sweep.best`; None before the sweep is finished.
 
         Raises UserError when training diverged at every rate.
         """
@@ -77,18 +116,16 @@ class Job:
         found = self.swept(model)
         if found is None:
             return None
-        finite = {lr: value for lr, value in found.items() if value is not None}
-        if not finite:
+        chosen = best(found, self.ablation.base.objective.score.badness)
+        if chosen is None:
             raise UserError(
                 f"model {model!r} diverged at every learning rate of the sweep: {', '.join(map(str, found))}"
             )
-        badness = self.ablation.base.objective.score.badness
-        return min(sorted(finite), key=lambda lr: badness(finite[lr]))
+        return chosen
 
     def swept(self, model: str) -> dict[float, float | None] | None:
         """Rate -> validation score, None where training diverged; None before the sweep is finished."""
-        parts = [self.get(part) for part in self.sweep(model)]
-        return None if None in parts else {lr: part["score"] for lr, part in zip(self.ablation.rates(model), parts)}
+        return self._scores(self.sweep(model))
 
     def get(self, part: Part) -> dict[str, Any] | None:
         """The result of a finished part."""
@@ -159,12 +196,12 @@ class Job:
         )
         if not parts or None in parts.values():
             return None
-        (built, varied), costs = self.ablation.matched(model), self.costs(model) or {}
+        (built, _), costs = self.ablation.matched(model), self.costs(model) or {}
         return Row(
             name=model,
             built=self.ablation.words(model),
             n_parameters=sum(x.size for path, x in paths(built.specs).items() if built.weights.trains(path)),
-            varied=varied,
+            varied=held(built, self.ablation.vary) if self.ablation.match == "parameters" else None,
             best_lr=lr,
             sweep=self.swept(model) or {},
             test={seed: part["score"] for seed, part in parts.items()},
@@ -181,20 +218,30 @@ class Job:
         )
 
     def work(self, models: tuple[str, ...]) -> tuple[int, int, int, int]:
-        """Number of runs, steps of all of them, models of which a run is missing, and models whose costs are."""
-        known = {model: self.sweep(model) + self.finals(model, self.ablation.rates(model)[0]) for model in models}
+        """Number of runs as far as known, steps of all of them, models of which a run is missing, and models whose costs are."""
+        known = {
+            model: [*self.sweep(model).values()] + self.finals(model, self.ablation.rates(model)[0]) for model in models
+        }
         parts = self.bases() + [part for found in known.values() for part in found]
         open_ = sum(self.row(model, "") is None for model in models)
         return len(parts), sum(p.steps for p in parts), open_, sum(self.costs(m) is None for m in models)
 
     def seconds(self) -> float:
         """Time of all finished runs."""
-        parts = self.bases() + [part for model in self.ablation.names for part in self._all(model)]
-        return math.fsum(found["seconds"] for part in parts if (found := self.get(part)))
+        return math.fsum(found["seconds"] for part in self._all() if (found := self.get(part)))
 
-    def _all(self, model: str) -> list[Part]:
-        lr = self.best_lr(model)
-        return self.sweep(model) + ([] if lr is None else self.finals(model, lr))
+    def finished(self) -> str | None:
+        """When the last of the finished runs and measurements was, in UTC as ISO 8601 writes it; None where no time was kept."""
+        times = [self.units.finished(part.model, part.name, self._key(part)) for part in self._all()]
+        times += [self.units.finished(model, "cost", self._cost_key(model)) for model in self.ablation.names]
+        return max(filter(None, times), default=None)
+
+    def _all(self) -> list[Part]:
+        parts = self.bases()
+        for model in self.ablation.names:
+            lr = self.best_lr(model)
+            parts += [*self.sweep(model).values()] + ([] if lr is None else self.finals(model, lr))
+        return parts
 
 
 def run(
@@ -222,8 +269,7 @@ def run(
             for part in job.bases():
                 job.ensure(part)
             for model in models:
-                for part in job.sweep(model):
-                    job.ensure(part)
+                job.ensure_sweep(model)
                 for part in job.finals(model, job.best_lr(model)):
                     job.ensure(part)
                 save(collect(job, command), workdir)
@@ -287,6 +333,7 @@ def collect(job: Job, command: str) -> Results:
             "lrs": sorted({lr for name in a.names for lr in a.rates(name)}),
             "own_lrs": any(variant.lrs is not None for variant in a.variants),
             "bases": [name for name, _ in a.bases],
+            "widen": a.widen,
             "sweep_steps": a.sweep_steps,
             "sweep_seed": a.seeds[0],
             "steps": a.base.train.steps,
@@ -301,6 +348,7 @@ def collect(job: Job, command: str) -> Results:
         versions=versions() | commit(),
         command=f"{prefix} --workdir {shlex.quote(str(folder))}",
         seconds=job.seconds(),
+        finished=job.finished(),
     )
 
 

@@ -11,13 +11,29 @@ ONE_TABLE = 150
 
 
 def tables(results: Results, width: int) -> list[Table]:
-    """One table where the terminal is wide enough, else one for quality and one for cost."""
+    """One table where the terminal is wide enough, else one for quality and one for cost, or as many of each as fit beneath."""
     found = columns(results)
     if width >= ONE_TABLE:
         return [_table(results, found, results.name)]
     quality = [column for column in found if column.quality]
     cost = [column for column in found if not column.quality]
-    return [_table(results, quality, f"{results.name}: quality"), _table(results, cost, f"{results.name}: cost")]
+    return [
+        *_fitting(results, quality, f"{results.name}: quality", width),
+        *_fitting(results, cost, f"{results.name}: cost", width),
+    ]
+
+
+def _fitting(results: Results, shown: list[Column], title: str, width: int) -> list[Table]:
+    """The columns in as few tables as the width allows, each with one column at least."""
+    n = len(shown)
+    while n > 1 and _width(_table(results, shown[:n], title)) > width:
+        n -= 1
+    made = [_table(results, shown[:n], title)]
+    return made + (_fitting(results, shown[n:], title, width) if shown[n:] else [])
+
+
+def _width(table: Table) -> int:
+    return Console(width=10_000).measure(table).maximum
 
 
 def _table(results: Results, shown: list[Column], title: str) -> Table:
@@ -57,6 +73,12 @@ def show(results: Results, console: Console | None = None) -> None:
     if any(row.lr_at_edge for row in results.rows):
         console.print(
             "* the best learning rate is at an end of the sweep: a better one may lie beyond",
+            style="dim",
+            highlight=False,
+        )
+    if results.comparisons and results.n_comparisons > 1:
+        console.print(
+            f"p is corrected for {results.n_comparisons} comparisons (Holm); intervals are not",
             style="dim",
             highlight=False,
         )

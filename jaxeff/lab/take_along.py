@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from jaxeff.core.files import refusals, write_text
-from jaxeff.lab.columns import MINUS, NONE, Column, columns, n_seeds
+from jaxeff.lab.columns import MINUS, NONE, Column, columns, n_seeds, uncorrected
 from jaxeff.lab.plots import Plot, files
 from jaxeff.lab.results import Results, Row
 
@@ -51,6 +51,7 @@ def numbers(results: Results) -> str:
 
 def _numbers(row: Row, results: Results) -> dict[str, object]:
     score, difference = row.score, row.difference(results.baseline_row)
+    compared = results.comparisons.get(row.name)
     found = {
         "model": row.name,
         "parameters": row.n_parameters,
@@ -62,6 +63,8 @@ def _numbers(row: Row, results: Results) -> dict[str, object]:
         "difference": difference and difference.mean,
         "difference_low_95": difference and difference.low,
         "difference_high_95": difference and difference.high,
+        "difference_p": compared and compared.p,
+        "difference_p_holm": compared and compared.p_holm,
         "flops_per_token": row.flops_per_token,
         "tokens_per_s": row.tokens_per_s,
         "tokens_per_s_lowest": row.tokens_per_s_ends and row.tokens_per_s_ends[0],
@@ -98,7 +101,9 @@ def latex(results: Results) -> str:
     cost = [column for column in shown if not column.quality]
     n = n_seeds(results)
     taken = (
-        f"Means over {n} seeds with 95\\,\\% intervals; the best is bold." if n > 1 else "One seed; the best is bold."
+        f"Means over {n} seeds with 95\\,\\% intervals{uncorrected(results)}; the best is bold."
+        if n > 1
+        else "One seed; the best is bold."
     )
     return (
         "% needs \\usepackage{booktabs}\n"
@@ -132,6 +137,7 @@ SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "\u00b1": r"$\pm$",
     MINUS: "$-$",
+    "<": "$<$",
     NONE: "--",
 }
 

@@ -28,7 +28,7 @@ def made_up(names=NAMES, seeds=(0, 1, 2), costs=True, **more) -> Results:
             name=name,
             built=f"Mixer<{i}>(n_heads=4)",
             n_parameters=1_000_000 + i,
-            varied=344 + 8 * i if i else None,
+            varied=344 + 8 * i,
             best_lr=(3e-3, 1e-2)[i % 2],
             sweep={1e-3: 2.2, 3e-3: 2.1, 1e-2: 2.05 + 0.1 * ((i + 1) % 2)},
             test={s: 2.0 + 0.1 * i + 0.02 * s + 0.001 * ((i * s) % 3) for s in seeds},
@@ -49,6 +49,7 @@ def made_up(names=NAMES, seeds=(0, 1, 2), costs=True, **more) -> Results:
         "protocol": {
             "seeds": list(seeds),
             "lrs": [1e-3, 3e-3, 1e-2],
+            "widen": 3,
             "sweep_steps": 50,
             "sweep_seed": 0,
             "steps": 200,
@@ -59,5 +60,6 @@ def made_up(names=NAMES, seeds=(0, 1, 2), costs=True, **more) -> Results:
         "versions": {"jax": "0"},
         "command": "jaxeff ablate configs/ablations/quickstart.py",
         "seconds": 90.0,
+        "finished": "2025-03-01T10:20:30+00:00",
     }
     return Results(**fields | more)

@@ -38,6 +38,7 @@ def small(**changes) -> Ablation:
         "lrs": (0.001, 0.01),
         "seeds": (0, 1),
         "sweep_steps": 3,
+        "widen": 0,
         "contexts": (8, 16),
         "decode_tokens": 2,
         "timing_rounds": 1,
@@ -168,6 +169,7 @@ def test_models_match_and_share_the_order_of_the_data():
         ({"seeds": (1, 1)}, "seeds must be at least one and all different"),
         ({"lrs": ()}, "lrs must be at least one"),
         ({"sweep_steps": 0}, "sweep_steps must be at least 1"),
+        ({"widen": -1}, "'small': widen must be at least 0, found -1"),
         (
             {"base": Experiment(LM(64, 32, max_positions=16))},
             "up to 18 tokens does not fit base.model.max_positions=16",

@@ -35,6 +35,7 @@ def adaptation():
         lrs=(1e-3,),
         seeds=(0, 1),
         sweep_steps=2,
+        widen=0,
         match="none",
         contexts=(8,),
         decode_tokens=2,

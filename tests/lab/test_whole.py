@@ -35,6 +35,7 @@ def tiny() -> Ablation:
         lrs=(1e-3, 1e-2),
         seeds=(0, 1),
         sweep_steps=3,
+        widen=0,
         contexts=(8, 16),
         decode_tokens=2,
         timing_rounds=1,
