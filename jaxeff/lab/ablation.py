@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.fields import check
 from jaxeff.core.spec import count
 from jaxeff.lab.matching import TOLERANCE, VARY, match
 from jaxeff.models.block import Block
 from jaxeff.models.stack import Stage, Tied
-from jaxeff.train.config_file import call
+from jaxeff.train.config_file import returned
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.overrides import replaced
 
@@ -96,6 +97,7 @@ class Ablation:
         for field in ("bases", "others"):
             given = getattr(self, field)
             object.__setattr__(self, field, tuple(given.items() if isinstance(given, Mapping) else given))
+        check(self)
         for field in ("variants", "lrs", "seeds"):
             values = getattr(self, field)
             keys = [value.name if field == "variants" else value for value in values]
@@ -183,11 +185,8 @@ class Ablation:
 
 
 def load(path) -> Ablation:
-    """The Ablation that a config file's `ablation()` returns. Raises UserError as `jaxeff.train.experiment.load` does."""
-    found = call(path, "ablation")
-    if not isinstance(found, Ablation):
-        raise UserError(f"{path}: ablation() must return an Ablation, found {type(found).__name__}")
-    return found
+    """The Ablation that a config file's `ablation()` returns. Raises UserError as `jaxeff.train.config_file.load` does."""
+    return returned(path, "ablation", Ablation)
 
 
 def describe(value: Any) -> str:

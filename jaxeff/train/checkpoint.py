@@ -98,7 +98,7 @@ class Checkpoints:
         # Copied into buffers of our own: the step gives its input's buffers away.
         state = jax.tree.unflatten(jax.tree.structure(abstract), [jnp.copy(leaf) for leaf in leaves])
         record = opened(found["record"])
-        del record["shapes"]
+        record.pop("shapes", None)
         _compare(record.pop("checksum"), checksums(state))
         return state, record
 
@@ -174,7 +174,8 @@ class Checkpoints:
     def _check_shapes(self, step: int, abstract_params) -> dict[str, Any]:
         """The record. Raises UserError where the checkpoint holds other weights: the config was changed since."""
         record = self._record(step)
-        there, here = record["shapes"], _shapes(abstract_params)
+        here = _shapes(abstract_params)
+        there = record.get("shapes", here)
         for path in {**there, **here}:
             if there.get(path) != here.get(path):
                 raise UserError(
