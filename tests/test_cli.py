@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from jaxeff.cli import main
+from jaxeff.bench.registry import BENCHMARKS
+from jaxeff.cli import COMMANDS, main
 from jaxeff.train.workdir import locked
 from tests.train.tiny import CONFIG, run
 
@@ -212,7 +213,7 @@ def test_split_that_is_not_there(trained, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "jaxeff: error: the following arguments are required: COMMAND"),
+        ("--", "jaxeff: error: the following arguments are required: COMMAND"),
         ("trian", "jaxeff: error: argument COMMAND: invalid choice: 'trian'"),
         ("train", "jaxeff train: error: the following arguments are required: --workdir"),
         ("eval --wrkdir x", "jaxeff eval: error: one of the arguments --workdir --model is required"),
@@ -232,6 +233,28 @@ def test_command_lines_that_cannot_be_read(words, said, capsys):
         main(words.split())
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith(said) and err.count("\n") == 1 and err.endswith(" --help\n"), err
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and shown.out.startswith("usage: jaxeff ")
+    assert all(re.search(rf"^    {name}\b", shown.out, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("words", ["bench --help", "bench -h", "bench"])
+def test_benchmarks_are_listed(words, capsys):
+    assert main(words.split()) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "" and all(re.search(rf"^{name} ", shown.out, re.MULTILINE) for name in BENCHMARKS)
+
+
+@pytest.mark.parametrize("words", ["bench import --help", "bench import -h"])
+def test_options_of_a_benchmark_are_shown(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and shown.startswith("usage: jaxeff bench import ") and "--rounds" in shown
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 Such a file says in the first line of its docstring what the command does; its `arguments` gives a parser what it takes, its `run`
 does it and returns an exit status, None for 0. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
 
-Exit status: 0 when done; 2 when the user can put it right, one line on stderr; 130, 143 or 129 when SIGINT, SIGTERM or SIGHUP
-ended it; and 1, with a traceback, when the fault is ours.
+Exit status: 0 when done, and without a command, for which the help is shown; 2 when the user can put it right, one line on stderr;
+130, 143 or 129 when SIGINT, SIGTERM or SIGHUP ended it; and 1, with a traceback, when the fault is ours.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from jaxeff.cli import (
     bench,
     chat,
     compare,
+    completion,
     convert,
     describe,
     env,
@@ -57,6 +58,7 @@ COMMANDS = {
     "list": list,
     "describe": describe,
     "env": env,
+    "completion": completion,
 }
 
 
@@ -75,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. argv: None for that of the process, whose streams are then seen to."""
     if argv is None:
         _streams()
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        parser().print_help()
+        return 0
+    args = parser().parse_args(words)
     in_time = ends_in_time() if threading.current_thread() is threading.main_thread() else contextlib.nullcontext()
     try:
         with on_signal(), in_time:

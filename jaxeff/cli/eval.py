@@ -12,7 +12,8 @@ UNITS = {"loss": "targets", "bits": "bytes"}
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--split", default="validation", help="train, validation (default) or test")
+    split = what.add_argument("--split", default="validation", help="train, validation (default) or test")
+    split.completes = ("train", "validation", "test")
     what.add_argument(
         "--text",
         action="append",

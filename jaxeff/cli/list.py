@@ -3,12 +3,15 @@
 import argparse
 import textwrap
 
+from jaxeff.cli.catalogue import KINDS
+
 WIDTH = 120  # columns of the terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
-    parser.add_argument("kind", nargs="?", metavar="KIND", help="mixers, presets, ...; without one, the kinds")
+    kind = parser.add_argument("kind", nargs="?", metavar="KIND", help="mixers, presets, ...; without one, the kinds")
+    kind.completes = tuple(KINDS)
 
 
 def run(args: argparse.Namespace) -> None:

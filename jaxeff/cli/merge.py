@@ -9,7 +9,8 @@ from jaxeff.core.errors import UserError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
-    parser.add_argument("--by", metavar="METHOD", help="joins several: soup, slerp, ties, dare or task_arithmetic")
+    by = parser.add_argument("--by", metavar="METHOD", help="joins several: soup, slerp, ties, dare or task_arithmetic")
+    by.completes = ("soup", "slerp", "ties", "dare", "task_arithmetic")
     parser.add_argument("--base", metavar="DIR", help="the run that the others learned from, for the last three")
     parser.add_argument(
         "--scales", metavar="X,Y,...", help="a number for each run; slerp: share of the second; ties: density, scale"

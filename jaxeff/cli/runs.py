@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--where", action="append", default=[], metavar="PATH=VALUE",
         help="only runs whose config is so: optim.name=adamw, 'optim.lr>1e-3'; also != <= >= <; several: all of them",
     )  # fmt: skip
-    parser.add_argument("--show", action="append", default=[], metavar="PATH", help="a config field as a column more")
+    parser.add_argument("--show", action="append", default=[], metavar="FIELD", help="a config field as a column more")
     parser.add_argument(
         "--sort", default="score", metavar="NAME",
         help="the column to sort by (default score): folder, step, state, loss, tokens, seconds, written or one of --show",
