@@ -55,6 +55,17 @@ def test_train_prints_its_steps_and_end(config, tmp_path, capsys):
     assert any(line.startswith("step 2/2") and "loss" in line for line in lines) and said.err == ""
 
 
+def test_slow_beginnings_are_told(config, tmp_path):
+    """A line before each: starting, initial weights, compiling; and on going on, restoring."""
+    first, again = (
+        run(tmp_path, "train", config, "--workdir", tmp_path / "w", "--set", f"train.steps={steps}") for steps in (1, 2)
+    )
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    told = [line for line in first.stdout.splitlines() if line in ("starting JAX", "initial weights", "compiling")]
+    assert told == ["starting JAX", "initial weights", "compiling"]
+    assert "restoring" in again.stdout.splitlines() and "initial weights" not in again.stdout
+
+
 def readings(capsys, *words) -> str:
     """The last line that `jaxeff eval` prints."""
     capsys.readouterr()
@@ -342,7 +353,7 @@ def test_real_full_disk(config, tmp_path, capsys):
 def test_as_a_process(config, tmp_path):
     """Exit codes and streams of the real thing."""
     done = run(tmp_path, "train", config, "--workdir", tmp_path / "w", "--set", "train.stepz=3")
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout == "starting JAX\n"
     assert done.stderr.startswith("jaxeff: error: ") and done.stderr.count("\n") == 1
     (tmp_path / "broken.py").write_text("def config():\n    raise ValueError('a\\nb')\n")
     done = run(tmp_path, "train", tmp_path / "broken.py", "--workdir", tmp_path / "w")

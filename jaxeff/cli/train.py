@@ -39,34 +39,63 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Does it."""
+    from jaxeff.train.progress import shown
+
+    with shown() as report:
+        _start(report)
+        status, said = _told(args, report)
+    print(said, flush=True)
+    return status
+
+
+def _start(report) -> None:
+    """Imports what takes a second, and says so first."""
+    if "jax" not in sys.modules:
+        report.stage("starting JAX", 0, 1)
+        import jaxeff.train.loop  # noqa: F401
+
+        report.stage("starting JAX", 1, 1)
+
+
+def _told(args: argparse.Namespace, report) -> tuple[int | None, str]:
+    """The exit status, and what is said at the end."""
+    from jaxeff.train.vocabulary import fitting
+
+    experiment = _experiment(args)
+    if args.dry_run:
+        return None, fitting(experiment, args.workdir, args.set, lambda e: plan(e, report), report)
+    return _trained(args, experiment, report)
+
+
+def _experiment(args: argparse.Namespace):
+    """What the command line asks for."""
     from jaxeff.train.config_file import load
-    from jaxeff.train.loop import fit
     from jaxeff.train.overrides import override
     from jaxeff.train.own_text import on_text
-    from jaxeff.train.progress import shown
     from jaxeff.train.public import onto
-    from jaxeff.train.signals import on_signal
-    from jaxeff.train.vocabulary import fitting
     from jaxeff.train.workdir import stored_experiment
 
     experiment = stored_experiment(args.workdir) if args.config is None else load(args.config)
     if args.data or args.field is not None:
         experiment = on_text(experiment, args.data, args.field)
-    experiment = override(experiment if args.base is None else onto(experiment, args.base), args.set)
-    if args.dry_run:
-        with shown() as report:
-            print(fitting(experiment, args.workdir, args.set, lambda e: plan(e, report), report))
-        return None
-    with on_signal() as stop, shown() as report:
+    return override(experiment if args.base is None else onto(experiment, args.base), args.set)
+
+
+def _trained(args: argparse.Namespace, experiment, report) -> tuple[int | None, str]:
+    from jaxeff.train.loop import fit
+    from jaxeff.train.signals import on_signal
+    from jaxeff.train.vocabulary import fitting
+
+    with on_signal() as stop:
         train = functools.partial(fit, workdir=args.workdir, report=report, stop=stop, force=args.force)
         result = fitting(experiment, args.workdir, args.set, train, report)
     if result.stopped:
         again = shlex.join(["jaxeff", *sys.argv[1:]])
-        print(f"stopped and saved at step {result.step} of {experiment.train.steps}; to go on: {again}", flush=True)
-        return stop.stopped().status
+        return stop.stopped().status, (
+            f"stopped and saved at step {result.step} of {experiment.train.steps}; to go on: {again}"
+        )
     score = "" if result.score is None else f": validation {experiment.objective.score.describe(result.score)}"
-    print(f"trained {result.step} steps in {args.workdir}{score}")
-    return None
+    return None, f"trained {result.step} steps in {args.workdir}{score}"
 
 
 def plan(experiment, report) -> str:

@@ -22,11 +22,13 @@ from jaxeff.core.tree import map_with_path
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where an initial value goes: its number of input dimensions, and its layer of how many (outside a stack, 0 of 1)."""
+    """Where an initial value goes: its number of input dimensions, its layer of how many (outside a stack, 0 of 1), and whether one
+    device holds all of it."""
 
     n_in: int
     layer: Any = 0
     n_layers: int = 1
+    whole: bool = False
 
 
 LAYER = "layer"
@@ -44,11 +46,18 @@ def ones(key, shape, dtype, site: Site):
     return jnp.ones(shape, dtype)
 
 
+def drawn(draw: Callable[[tuple[int, ...]], jax.Array], shape: tuple[int, ...], site: Site) -> jax.Array:
+    """`draw(shape)`, as one row where a device holds all of it: the same numbers, and XLA compiles them in a third of the time.
+    A row could not be laid out over several devices as the array is."""
+    return draw((math.prod(shape),)).reshape(shape) if site.whole else draw(shape)
+
+
 def fan_in(key, shape, dtype, site: Site):
     """Truncated normal with variance 1 / (product of the input dimensions)."""
     std = math.prod(shape[: site.n_in]) ** -0.5
+    values = drawn(lambda shape: jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype), shape, site)
     # A standard normal cut at two standard deviations has standard deviation 0.8796.
-    return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * jnp.asarray(std / 0.87962566, dtype)
+    return values * jnp.asarray(std / 0.87962566, dtype)
 
 
 def residual(key, shape, dtype, site: Site):
@@ -63,7 +72,7 @@ class Normal:
     std: float
 
     def __call__(self, key, shape, dtype, site: Site):
-        return jax.random.normal(key, shape, dtype) * jnp.asarray(self.std, dtype)
+        return drawn(lambda shape: jax.random.normal(key, shape, dtype), shape, site) * jnp.asarray(self.std, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Stacked:
 
     def __call__(self, key, shape, dtype, site: Site):
         def one(entry):
-            inner = Site(site.n_in, entry, self.total) if self.axis == LAYER else site
+            inner = dataclasses.replace(site, layer=entry, n_layers=self.total) if self.axis == LAYER else site
             return self.inner(jax.random.fold_in(key, entry), shape[1:], dtype, inner)
 
         return jax.vmap(one)(self.start + self.step * jnp.arange(shape[0]))
@@ -103,7 +112,7 @@ class AtDepth:
     total: int
 
     def __call__(self, key, shape, dtype, site: Site):
-        return self.inner(key, shape, dtype, Site(site.n_in, self.layer, self.total))
+        return self.inner(key, shape, dtype, dataclasses.replace(site, layer=self.layer, n_layers=self.total))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +188,10 @@ def init(specs, key: jax.Array, dtype=jnp.float32, shardings=None):
 
 @functools.cache
 def _compiled(sharding):
+    whole = sharding is None or len(sharding.device_set) == 1
+
     def value(initializer, shape, dtype, n_in, key):
-        return initializer(key, shape, dtype, Site(n_in))
+        return initializer(key, shape, dtype, Site(n_in, whole=whole))
 
     return jax.jit(value, static_argnums=(0, 1, 2, 3), out_shardings=sharding)
 

@@ -43,6 +43,8 @@ def evaluate(
     lay = batch_sharding(mesh) if mesh is not None else None
     found: dict[str, np.ndarray] = {}
     pending = None
+    if batches and report is not None:
+        report("evaluating", 0, len(batches))
     for i, batch in enumerate([*batches, None]):
         # The sums of the batch before are read only after this one has been sent off.
         queued = None if batch is None else sums_of(params, _put(batch, lay))

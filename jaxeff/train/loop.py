@@ -198,7 +198,10 @@ class _Loop:
 
     def begin(self, run: dict[str, Any] | None):
         """Restore or initialise; see the module docstring for the order."""
+        there = bool(self.checkpoints.steps())
+        self._stage("restoring", there)
         found = self.checkpoints.restore_latest(self.step.abstract, self.report.warn)
+        self._stage("restoring", there, 1)
         if found is not None:
             self.done, state, record = found
             frozen = frozen_weights(self.experiment, self.workdir, self.step, record.get("frozen"), self.report)
@@ -211,7 +214,9 @@ class _Loop:
                 self._longer(run)
         else:
             self.report.say(headline(self.experiment, self.prepared))
+            self._stage("initial weights")
             self.state = initial(self.experiment, self.step, self.report)
+            self._stage("initial weights", done=1)
             if self.train.init_from is not None:
                 self.state = dataclasses.replace(self.state, **self._weights_from(self.train.init_from))
         self.frozen = checksums(self.state.frozen)
@@ -227,6 +232,11 @@ class _Loop:
             self.events = _event_writer(self.workdir, self.done) if self.train.tensorboard else None
             if self.events is not None:
                 self.closers.append(self.events.close)
+
+    def _stage(self, text: str, shown: bool = True, done: int = 0):
+        """Something without parts begins, or ends (done=1)."""
+        if shown:
+            self.report.stage(text, done, 1)
 
     def _longer(self, run: dict[str, Any]):
         """More steps than the run was made for; the schedule is that of the longer run from here on."""
@@ -259,8 +269,7 @@ class _Loop:
         pending: tuple[int, dict] | None = None
         stopped = False
         self.clock.start()
-        if self.done < self.train.steps:
-            self.report.stage("compiling", 0, 1)
+        self._stage("compiling", self.done < self.train.steps)
         while self.done < self.train.steps and not stopped:
             with self.clock.waiting("data_wait"):
                 batch = next(self.batches)

@@ -59,6 +59,8 @@ class Lines(Silent):
         print(text, file=self.out, flush=True)
 
     def stage(self, text: str, done: int, total: int) -> None:
+        if text == self.text and done == total == 1:
+            return  # the end of what was begun and has no parts
         if text != self.text or time.monotonic() - self.staged >= self.every:
             self.text, self.staged = text, time.monotonic()
             self.say(f"{text} {done}/{total}" if total > 1 else text)

@@ -1,16 +1,18 @@
 """The training state: everything that a step reads and writes, and how it lies on a mesh."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
-from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.core.sharding import shardings as param_shardings
 from jaxeff.core.tree import combine, map_with_path, paths
+
+if TYPE_CHECKING:
+    from flax.training.dynamic_scale import DynamicScale
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +32,7 @@ class State:
     frozen: Any
     opt: Any
     ema: Any
-    scale: DynamicScale | None
+    scale: "DynamicScale | None"
     skipped: jax.Array
     bad: jax.Array
     lr: jax.Array
@@ -58,11 +60,15 @@ def init_state(
     """
     # Distinct buffers: the state is donated, and one buffer cannot be given away twice.
     zero = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    scale = (
-        DynamicScale(fin_steps=jnp.zeros((), jnp.int32), scale=jnp.full((), 2.0**16, jnp.float32)) if scaled else None
-    )
+    scale = _loss_scale() if scaled else None
     average = jax.tree.map(jnp.copy, params) if ema else None
     return State(zero[0], params, frozen, tx.init(params), average, scale, zero[1], zero[2], lr, steps, seed, memory)
+
+
+def _loss_scale() -> "DynamicScale":
+    from flax.training.dynamic_scale import DynamicScale  # brings all of Linen with it
+
+    return DynamicScale(fin_steps=jnp.zeros((), jnp.int32), scale=jnp.full((), 2.0**16, jnp.float32))
 
 
 def state_shardings(state: State, specs, mesh) -> State:

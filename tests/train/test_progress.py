@@ -36,6 +36,15 @@ def test_lines_tell_each_stage_once():
     assert out.getvalue().splitlines() == ["packing 0/10", "compiling"]
 
 
+def test_lines_do_not_tell_the_end_of_what_has_no_parts():
+    out = io.StringIO()
+    report = Lines(out, every=0)
+    for done in (0, 1):
+        report.stage("initial weights", done, 1)
+    report.stage("reading", 1, 1)
+    assert out.getvalue().splitlines() == ["initial weights", "reading"]
+
+
 def test_bars_on_a_terminal():
     out = io.StringIO()
     with Bars(Console(file=out, force_terminal=True, width=100)) as report:
