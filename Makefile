@@ -6,6 +6,8 @@
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`, and lm-eval
 # make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours; what jaxeff
 #                 saves, loaded by Transformers
+# make floor      a part of the tests that uses every dependency, each at its floor in setup.cfg (in .venv-floor)
+# make audit      what pip-audit knows about the packages of .venv (in .venv-audit)
 # make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
 # make docs       docs/mixers.md from docstrings, and the pages of docs/ as a site in site/
 # make clean      removes environments, caches and builds; keeps runs/
@@ -16,7 +18,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test fuzz lint format env bench-env parity figures docs clean check-python
+.PHONY: ablation test fuzz lint format env bench-env parity floor audit figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -33,6 +35,10 @@ export TMPDIR := $(CURDIR)/.cache/tmp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 WORKDIR ?= runs/quickstart
+# Together they touch every dependency.
+FLOOR := tests/test_floor.py tests/train/test_progress.py tests/data/test_pipeline.py tests/data/test_corpus.py \
+  tests/data/test_public_tokenizer.py tests/interop/test_hf.py tests/interop/test_export.py tests/interop/test_haiku.py \
+  tests/interop/test_equinox.py
 TORCH ?= torch==2.13.0
 
 ablation: $(STAMP)
@@ -61,7 +67,7 @@ $(STAMP): setup.cfg pyproject.toml | check-python
 	@mkdir -p "$$TMPDIR"
 	@if [ -e "$(STAMP)" ]; then :; else echo "making .venv with Python $(VERSION)"; "$(PYTHON)" -m venv --clear .venv; fi
 	@echo "installing jaxeff and what it needs into .venv (some minutes the first time)"
-	@$(VENV) -m pip install --quiet --editable ".[test]"
+	@"$(PYTHON)" docs/install.py $(VENV) --editable ".[test]"
 	@touch "$(STAMP)"
 
 # The peers in an environment of their own: torch never enters jaxeff's. TORCH is what pip is asked for: a version, a wheel. Of
@@ -72,9 +78,9 @@ bench-env: .venv-bench/stamp
 	@mkdir -p "$$TMPDIR"
 	@echo "making .venv-bench with torch and transformers"
 	@"$(PYTHON)" -m venv --clear .venv-bench
-	@.venv-bench/bin/python -m pip install --quiet $(TORCH)
-	@.venv-bench/bin/python -m pip install --quiet transformers einops peft lm-eval
-	@.venv-bench/bin/python -m pip install --quiet --no-deps fla-core==0.6.0 flash-linear-attention==0.6.0
+	@"$(PYTHON)" docs/install.py .venv-bench/bin/python $(TORCH)
+	@"$(PYTHON)" docs/install.py .venv-bench/bin/python transformers einops peft lm-eval
+	@"$(PYTHON)" docs/install.py .venv-bench/bin/python --no-deps fla-core==0.6.0 flash-linear-attention==0.6.0
 	@touch .venv-bench/stamp
 
 parity: $(STAMP) .venv-bench/stamp
@@ -87,6 +93,29 @@ parity: $(STAMP) .venv-bench/stamp
 	@.venv-bench/bin/python tests/golden/check_hf_peft.py .cache/parity 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 	@$(VENV) tests/golden/check_lm_eval.py .cache/parity .venv-bench 2>.cache/parity.log || { cat .cache/parity.log >&2; exit 1; }
 
+# An ordinary environment that is at the floor already is taken as it is.
+floor: $(STAMP)
+	@set -e; python=$(VENV); $(VENV) docs/floor.py --check || { $(MAKE) --no-print-directory .venv-floor/stamp; \
+	  python=.venv-floor/bin/python; $$python docs/floor.py --check; }; \
+	$$python -m pytest -n 2 -q $(FLOOR); $$python -m mkdocs build --quiet --site-dir .cache/floor-site
+
+.venv-floor/stamp: setup.cfg | check-python
+	@mkdir -p "$$TMPDIR"
+	@echo "making .venv-floor with every dependency at its floor"
+	@"$(PYTHON)" -m venv --clear .venv-floor
+	@"$(PYTHON)" docs/floor.py >.cache/floor.txt
+	@"$(PYTHON)" docs/install.py .venv-floor/bin/python --constraint .cache/floor.txt --editable ".[test,docs,tensorboard]"
+	@touch .venv-floor/stamp
+
+audit: $(STAMP) .venv-audit/stamp
+	@$(VENV) docs/audit.py .venv-audit/bin/python .venv
+
+.venv-audit/stamp: | check-python
+	@mkdir -p "$$TMPDIR"
+	@echo "making .venv-audit with pip-audit"
+	@"$(PYTHON)" -m venv --clear .venv-audit
+	@"$(PYTHON)" docs/install.py .venv-audit/bin/python pip-audit && touch .venv-audit/stamp || echo "pip-audit cannot be installed"
+
 figures: $(STAMP) .venv-bench/stamp
 	@mkdir -p runs/figures
 	@set -e; bench="$(VENV) -m jaxeff.cli bench"; \
@@ -95,7 +124,7 @@ figures: $(STAMP) .venv-bench/stamp
 	$$bench train --d-model 256,1024 --sizes 256x4 --rounds 5 --json runs/figures/train-widths.json
 
 docs: $(STAMP)
-	@$(VENV) -m pip install --quiet --editable ".[docs]"
+	@$(VENV) docs/install.py $(VENV) --editable ".[docs]"
 	@$(VENV) docs/mixers.py
 	@$(VENV) -m mkdocs build --quiet
 
@@ -107,4 +136,4 @@ check-python:
 	  echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv) or name another PYTHON" >&2; exit 2; }
 
 clean:
-	rm -rf .venv .venv-bench .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
+	rm -rf .venv .venv-bench .venv-floor .venv-audit .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
