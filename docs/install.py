@@ -37,7 +37,8 @@ class Told:
         elif found := LOADING.match(text):
             self._begin("finding packages", f"{len(self.packages)}: {found[1].rpartition('/')[2]}, {found[2]}")
         elif found := INSTALLING.match(text):
-            self._begin(f"installing {found[1].count(',') + 1} packages", "")
+            n = found[1].count(",") + 1
+            self._begin(f"installing {n} package{'' if n == 1 else 's'}", "")
 
     def done(self, text: str) -> None:
         """The last line; nothing is shown afterwards."""
