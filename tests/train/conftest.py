@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.train.tiny import experiment
+from tests.train.tiny import CONFIG, experiment
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,20 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXEFF_CACHE", str(tmp_path_factory.mktemp("shared") / "cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Where the processes of `server` work, beside the config tiny.py."""
+    folder = tmp_path_factory.mktemp("forked")
+    (folder / "tiny.py").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(folder):
+    """Starts `jaxeff ...` as processes, which share what they have compiled; see `tests.train.forked`."""
+    from tests.train.forked import forker
+
+    with forker(folder) as server:
+        yield server

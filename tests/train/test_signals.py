@@ -6,9 +6,8 @@ import time
 import pytest
 
 from jaxeff.train.workdir import read_metrics
-from tests.train.forked import Forked, forker
+from tests.train.forked import Forked
 from tests.train.test_kill import until
-from tests.train.tiny import CONFIG
 
 # Data whose preparation takes long: in Python, and in a call of C that lets no Python run.
 SLOW = """
@@ -34,24 +33,11 @@ PYTHON = "for _ in range(6000): time.sleep(0.01)"
 C = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)'
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("signals")
-    (folder / "tiny.py").write_text(CONFIG)
-    for name, how in (("python", PYTHON), ("c", C)):
-        (folder / f"{name}.py").write_text(SLOW.replace("HOW", how))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    with forker(folder) as found:
-        yield found
-
-
-@pytest.mark.parametrize("how", ["python", "c"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("how", "number"), [
+    ("python", signal.SIGINT), ("c", signal.SIGINT), ("c", signal.SIGTERM), ("python", signal.SIGHUP),
+])  # fmt: skip
 def test_before_the_first_step_it_ends_at_once(folder, server, how, number):
+    (folder / f"{how}.py").write_text(SLOW.replace("HOW", {"python": PYTHON, "c": C}[how]))
     process = Forked(server, ["train", f"{how}.py", "--workdir", f"{how}-{number}"], folder / f"{how}-{number}.log")
     until(process, lambda: "begun" in process.stdout())
     begun = time.monotonic()
