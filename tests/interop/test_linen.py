@@ -32,6 +32,7 @@ from tests.interop.parts import (
     assert_agrees,
     bare,
     input_of,
+    numbers,
     part_of,
     values,
 )
@@ -65,7 +66,7 @@ def test_parameters_have_the_names_shapes_and_axes_of_the_specs(name):
     assert found == {path: PartitionSpec(*spec.axes) for path, spec in expected.items()}
 
 
-@pytest.mark.parametrize("part", [ATTENTION, RECURRENCE, BLOCK, MODEL], ids=lambda part: type(part).__name__)
+@pytest.mark.parametrize("part", [ATTENTION, BLOCK, MODEL], ids=lambda part: type(part).__name__)
 def test_token_after_token_is_the_whole(part):
     module, x, variables = as_linen(part), input_of(part), filled(part)
     whole = jax.jit(module.apply)(variables, x)
@@ -81,7 +82,8 @@ def test_token_after_token_is_the_whole(part):
 
 def test_a_cache_is_there_after_init_and_survives_bytes():
     module = as_linen(RECURRENCE)
-    variables = nn.unbox(jax.jit(lambda key, x: module.init(key, x, decode=True, max_len=T))(KEY, X))
+    empty = jax.jit(lambda x: module.init(KEY, x, decode=True, max_len=T)["cache"])(X)
+    variables = filled(RECURRENCE) | {"cache": empty}
     assert not np.any(variables["cache"]["S"])
     _, cache = jax.jit(lambda v, x: module.apply(v, x, decode=True, mutable=["cache"]))(variables, X)
     again = serialization.from_bytes(variables, serialization.to_bytes(variables | cache))
@@ -96,9 +98,9 @@ def test_decoding_without_a_cache_says_what_is_missing():
 
 @pytest.mark.parametrize("part", [BLOCK, MODEL], ids=lambda part: type(part).__name__)
 def test_parameters_survive_bytes_boxed_or_not(part):
-    boxed = jax.jit(as_linen(part).init)(KEY, input_of(part))
+    boxed = numbers(jax.eval_shape(as_linen(part).init, KEY, input_of(part)))
     for variables in (boxed, nn.unbox(boxed)):
-        zeros = jax.tree.map(jnp.zeros_like, variables)
+        zeros = jax.tree.map(np.zeros_like, variables)
         assert_close(serialization.from_bytes(zeros, serialization.to_bytes(variables)), variables, 0)
 
 
@@ -179,9 +181,9 @@ def test_scanned_and_recomputed_inside_a_sharded_decoder():
 
 def test_a_scanned_decoder_decodes():
     with jax.numpy_rank_promotion("allow"):
-        variables = jax.jit(Decoder().init)(KEY, X)
+        variables = numbers(nn.unbox(jax.eval_shape(Decoder().init, KEY, X)))
         whole = jax.jit(Decoder().apply)(variables, X)
-        empty = jax.jit(Decoder(decode=True).init)(KEY, X)["cache"]
+        empty = jax.jit(lambda x: Decoder(decode=True).init(KEY, x)["cache"])(X)
         step = jax.jit(lambda v, x: Decoder(decode=True).apply(v, x, mutable=["cache"]))
         variables, outputs = variables | {"cache": empty}, []
         for t in range(T):
