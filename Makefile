@@ -1,6 +1,7 @@
 # make ablation   the default ablation: report in runs/quickstart/report.html
 # make test       lint and pytest
 # make fuzz       odd --set, run.json, metrics.jsonl and documents, 20,000 of each; JAXEFF_FUZZ=N for others; some minutes to an hour
+# make shipped    what every mixer must do, once more on programs optimised as a user's are; some minutes
 # make lint       formatting, ruff's checks, and whether docs/mixers.md is what docstrings say
 # make format     puts the code into the one format
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`, and lm-eval
@@ -18,7 +19,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test fuzz lint format env bench-env parity floor audit figures docs clean check-python
+.PHONY: ablation test shipped fuzz lint format env bench-env parity floor audit figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -46,6 +47,9 @@ ablation: $(STAMP)
 
 test: lint
 	@$(VENV) -m pytest -n 2 --dist worksteal -q $(ARGS)
+
+shipped: $(STAMP)
+	@$(VENV) -m pytest --shipped -n 2 --dist worksteal -q tests/contracts $(ARGS)
 
 fuzz: $(STAMP)
 	@JAXEFF_FUZZ="$${JAXEFF_FUZZ:-20000}" $(VENV) -m pytest -n 2 -q tests/fuzz $(ARGS)

@@ -1,7 +1,8 @@
 """Settings that must hold before JAX starts: CPU, four virtual devices, no silent promotion of dtypes or ranks.
 
 Programs of most tests run for milliseconds and compile for seconds, so they are compiled quickly. Tests with the marker
-`shipped` run last, on programs that are optimised as a user's are.
+`shipped` run last, on programs that are optimised as a user's are; those with the marker `either` do so where pytest is called
+with --shipped.
 """
 
 import gc
@@ -34,13 +35,24 @@ if "JAXEFF_FUZZ" in os.environ:  # so many examples, others in every run: make f
 COUNTER = itertools.count()  # of tests in this process
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--shipped", action="store_true", help="the tests marked `either`, on programs optimised as a user's are"
+    )
+
+
 def is_shipped(item) -> bool:
-    return item.get_closest_marker("shipped") is not None
+    return bool(
+        item.get_closest_marker("shipped") or (item.config.option.shipped and item.get_closest_marker("either"))
+    )
 
 
-def pytest_collection_modifyitems(items):
-    """Shipped tests last, so that a worker changes its way of compiling once."""
+def pytest_collection_modifyitems(config, items):
+    """Shipped tests last, so that a worker changes its way of compiling once; with --shipped no others."""
     items.sort(key=is_shipped)
+    if config.option.shipped:
+        config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("either")])
+        items[:] = [item for item in items if item.get_closest_marker("either")]
 
 
 # A hook and no fixture: fixtures of a module or session are made before any of a function, and they compile too.

@@ -72,18 +72,3 @@ def within(cache: Cache, y_BTD: jax.Array) -> jax.Array:
     if jnp.any(over_B):
         raise ValueError(f"{int(cache.written.max())} tokens do not fit a cache of max_len={cache.slots}")
     return y_BTD
-
-
-def beside(cache: Cache, values: Any, tokens: Tokens) -> Cache:
-    """The old cache and the new tokens side by side, to be read only: [B, S + T, ...]."""
-
-    def join(old, new):
-        new = jnp.broadcast_to(new, (old.shape[0], *new.shape[1:]))
-        return jnp.concatenate([old, new.astype(old.dtype)], axis=1)
-
-    return dataclasses.replace(
-        cache,
-        values=jax.tree.map(join, cache.values, values),
-        position=join(cache.position, tokens.position),
-        segment=join(cache.segment, tokens.segment),
-    )

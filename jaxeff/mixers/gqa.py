@@ -10,6 +10,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
@@ -19,8 +20,9 @@ from jaxeff.mixers.cache import Cache
 from jaxeff.mixers.heads import head_count, head_width
 from jaxeff.mixers.norm import Norm
 from jaxeff.mixers.state import check_state
-from jaxeff.ops.attention import IMPLEMENTATIONS, attention
+from jaxeff.ops.attention import IMPLEMENTATIONS, attention, attention_with_lse
 from jaxeff.ops.rope import Rope, rope
+from jaxeff.ops.segments import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +144,11 @@ class GQA:
             raise ValueError(f"{x_BTD.shape[1]} tokens do not fit a cache of max_len={state.slots}")
         kv = {"k": k_BTKC, "v": v_BTKC}
         written = cache.write(state, kv, tokens, row)
-        # One token overwrites exactly the slot that leaves the window. Several may overwrite keys that the first of
-        # them still needs, so these see the old ring and the new keys side by side.
-        ring = self.window is not None and x_BTD.shape[1] > 1
-        seen = cache.beside(state, kv, tokens) if ring else written
-        o_BTHC = attention(
-            q_BTHC, *(seen.values[name].astype(q_BTHC.dtype) for name in "kv"), **options,
-            segment_ids_BT=tokens.segment, kv_segment_ids_BS=seen.segment,
-            positions_BT=tokens.position, kv_positions_BS=seen.position,
-        )  # fmt: skip
+        # One token overwrites exactly the slot that leaves the window, several may overwrite keys that the first of them needs.
+        if self.window is not None and x_BTD.shape[1] > 1:
+            o_BTHC = _beside_the_ring(q_BTHC, k_BTKC, v_BTKC, state, tokens, options)
+        else:
+            o_BTHC = _from(written, q_BTHC, tokens, options, attention)
         y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
         return Out(y_BTD if self.window is not None else cache.within(written, y_BTD), written)
 
@@ -164,6 +162,33 @@ class GQA:
             return y_BTHC if self.rope is None else rope(y_BTHC, position_BT, self.rope)
 
         return head("q"), head("k"), head("v")
+
+
+def _from(state: Cache, q_BTHC: jax.Array, tokens: Tokens, options, attend):
+    """Attention to what a cache holds, by `attention` or `attention_with_lse`."""
+    return attend(
+        q_BTHC, *(state.values[name].astype(q_BTHC.dtype) for name in "kv"), **options,
+        segment_ids_BT=tokens.segment, kv_segment_ids_BS=state.segment,
+        positions_BT=tokens.position, kv_positions_BS=state.position,
+    )  # fmt: skip
+
+
+def _beside_the_ring(q_BTHC, k_BTKC, v_BTKC, state: Cache, tokens: Tokens, options) -> jax.Array:
+    """Attention to new tokens and to a ring from before them, merged. The new ones lie in the order of time, so that blocks outside
+    of the window are skipped; the ring is read only where it holds something."""
+    own_BTHC, own_BTH = attention_with_lse(
+        q_BTHC, k_BTKC, v_BTKC, **options, segment_ids_BT=tokens.segment, kv_segment_ids_BS=tokens.segment
+    )
+
+    def merged():
+        old_BTHC, old_BTH = _from(state, q_BTHC, tokens, options, attention_with_lse)
+        top_BTH = jax.lax.stop_gradient(jnp.maximum(own_BTH, old_BTH))
+        top_BTH = jnp.where(jnp.isfinite(top_BTH), top_BTH, jnp.float32(0))  # padding sees nothing
+        own, old = (jnp.exp(lse - top_BTH)[..., None] for lse in (own_BTH, old_BTH))
+        o_BTHC = own * own_BTHC.astype(jnp.float32) + old * old_BTHC.astype(jnp.float32)
+        return (o_BTHC / jnp.maximum(own + old, jnp.finfo(jnp.float32).tiny)).astype(own_BTHC.dtype)
+
+    return jax.lax.cond(jnp.any(state.segment != 0), merged, lambda: own_BTHC)
 
 
 def MHA(d_model: int | None = None, **sizes) -> GQA:

@@ -111,11 +111,6 @@ BF16 = 2e-2
 # All tests of a mixer follow each other: what they share is compiled once.
 every_mixer = pytest.mark.parametrize("name", CASES, scope="module")
 every_registered = pytest.mark.parametrize("name", REGISTERED, scope="module")
-# Every mixer of the library as a user's programs are compiled; further configurations of one, by whatever name, quickly.
-ONCE = {type(CASES[name]): name for name in reversed(CASES) if name in MIXERS | CHANNEL_MIXERS}.values()
-every_mixer_shipped = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.shipped) if name in ONCE else name for name in CASES], scope="module"
-)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
@@ -186,7 +181,8 @@ def output_and_gradients(mixer, params, x_BTD, segment_ids_BT):
     return weighted_gradients(mixer, params, x_BTD, segment_ids_BT, np.ones(T, np.float32))
 
 
-@every_mixer_shipped
+@pytest.mark.either
+@every_mixer
 def test_shapes_and_finite_gradients(name):
     x_BTD = inputs(name)
     segment_ids = ONES.copy()
@@ -201,14 +197,14 @@ def test_shapes_and_finite_gradients(name):
 
 @every_registered
 def test_works_alone_and_jitted_is_plain(name):
-    x_BTD = inputs(name)[:, :2]
-    plain, state, *_ = CASES[name].apply(values(name), x_BTD)
+    """Two tokens without jit, segments or a context are the first two of a text that a program reads."""
+    plain, state, *_ = CASES[name].apply(values(name), inputs(name)[:, :2])
     assert state is None
-    jitted = apply(CASES[name], values(name), x_BTD).y
-    assert_close(jitted, plain, F32)
+    assert_close(whole(name)[:, :2], plain, F32)
 
 
-@every_mixer_shipped
+@pytest.mark.either
+@every_mixer
 def test_gradients_never_come_from_the_future_or_another_segment(name):
     times = [0, 1, 7, 31, 39, 40, 41, 63, 64, T - 1]
     segment_ids = ONES.copy()
@@ -225,7 +221,8 @@ def test_gradients_never_come_from_the_future_or_another_segment(name):
             assert np.all(gradient[:, :seen] == 0), f"a channel mixer's output {t} depends on tokens before {seen}"
 
 
-@every_mixer_shipped
+@pytest.mark.either
+@every_mixer
 def test_the_whole_is_its_halves_and_its_tokens(name):
     x_BTD = inputs(name)
     expected = np.asarray(
@@ -267,20 +264,18 @@ def test_a_ragged_batch_is_each_prompt_alone(name, side):
 
 @every_mixer
 def test_packed_segments_do_not_see_each_other_at_any_boundary(name):
-    boundaries = np.arange(1, T)[:, None]  # one row of the batch for each
-    times = np.arange(T)[None]
-    segment_ids = 1 + (times >= boundaries).astype(np.int32)
-    x_BTD, other = inputs(name, batch=T - 1), inputs(name, seed=6, batch=T - 1)
-    after = segment_ids == 2
-    y_BTD = whole(name, segment_ids, x_BTD)
-    changed = whole(name, segment_ids, np.where(after[:, :, None], x_BTD, other))
-    assert np.array_equal(y_BTD[after], changed[after])
+    times = np.arange(T)
+    x_BTD, other = inputs(name), inputs(name, seed=6)
+    for boundary in range(1, T):
+        after = times >= boundary
+        segment_ids = np.tile(1 + after.astype(np.int32), (B, 1))
+        y_BTD = whole(name, segment_ids, x_BTD)
+        changed = whole(name, segment_ids, np.where(after[:, None], x_BTD, other))
+        assert np.array_equal(y_BTD[:, after], changed[:, after]), boundary
 
-    # The second segment at the start of its row, the rest of which is padding.
-    moved = np.take_along_axis(x_BTD, ((times + boundaries) % T)[:, :, None], axis=1)
-    alone = whole(name, (times + boundaries < T).astype(np.int32), moved)
-    back = np.take_along_axis(alone, ((times - boundaries) % T)[:, :, None], axis=1)
-    assert_close(y_BTD[after], back[after], F32)
+        # The second segment at the start of its row, the rest of which is padding.
+        alone = whole(name, np.tile((times < T - boundary).astype(np.int32), (B, 1)), np.roll(x_BTD, -boundary, axis=1))
+        assert_close(y_BTD[:, after], alone[:, : T - boundary], F32, f"boundary {boundary}")
 
 
 @every_mixer
@@ -372,9 +367,8 @@ def test_lowers_for_a_mesh_of_32_devices(name):
     )
 
 
-@every_mixer
+@every_registered
 def test_sharded_is_unsharded(name):
-    """Compiled quickly, which leaves the partitioner as it is: what one device then runs is `shipped` in the tests above."""
     mesh = jaxeff.make_mesh(fsdp=2, tensor=2)
     params = jax.device_put(values(name), jaxeff.shardings(CASES[name].specs(), mesh))
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
@@ -409,41 +403,40 @@ def model(name, **options):
     return LM(12, mixer.d_model, (Stage((block,), 2),), **options)
 
 
+def second_half(lm, params, tokens_BT):
+    """The loss on the second half of a text."""
+    log_p = jax.nn.log_softmax(lm.apply(params, tokens_BT[:, :-1]).y)
+    nll = -jnp.take_along_axis(log_p, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+    return jnp.mean(nll[:, nll.shape[1] // 2 :])
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def model_loss_and_gradients(lm, params, tokens_BT):
-    # Around one half: a mean of sin(y) itself would cancel, and lose the digits that are compared.
-    return jax.value_and_grad(lambda params: jnp.mean(jnp.sin(lm.apply(params, tokens_BT).y + 0.5)))(params)
-
-
-@every_registered
-def test_scanned_and_recomputed_layers_are_plain_layers(name):
-    params, tokens_BT = noisy(initial(model(name))), np.random.default_rng(0).integers(0, 12, (1, 4), np.int32)
-    plain = model_loss_and_gradients(model(name, scan=False), params, tokens_BT)
-    assert_close(model_loss_and_gradients(model(name, scan=True, remat="full"), params, tokens_BT), plain, F32)
+def loss_and_gradients(lm, params, tokens_BT):
+    return jax.value_and_grad(functools.partial(second_half, lm))(params, tokens_BT)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def fit(lm, params, tokens_BT, n_steps):
-    """Loss on the second half of the text before each of `n_steps` steps of Adam."""
+    """Losses and gradients before each of `n_steps` steps of Adam."""
     optimizer = optax.adam(optax.linear_schedule(1e-2, 0.0, n_steps))
-
-    def loss(params):
-        log_p = jax.nn.log_softmax(lm.apply(params, tokens_BT[:, :-1]).y)
-        nll = -jnp.take_along_axis(log_p, tokens_BT[:, 1:, None], axis=-1)[..., 0]
-        return jnp.mean(nll[:, nll.shape[1] // 2 :])
 
     def step(carry, _):
         params, state = carry
-        value, gradients = jax.value_and_grad(loss)(params)
+        value, gradients = jax.value_and_grad(functools.partial(second_half, lm))(params, tokens_BT)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
             updates, state = optimizer.update(gradients, state)
-        return (optax.apply_updates(params, updates), state), value
+        return (optax.apply_updates(params, updates), state), (value, gradients)
 
     return jax.lax.scan(step, (params, optimizer.init(params)), None, length=n_steps)[1]
 
 
 @every_registered
-def test_overfits_a_copy_task_of_32_tokens(name):
+def test_scanned_and_recomputed_layers_are_plain_layers_and_overfit_a_copy_task_of_32_tokens(name):
     first = np.random.default_rng(7).integers(0, 12, (1, 16), np.int32)
-    losses = np.asarray(fit(model(name), initial(model(name)), np.concatenate([first, first], axis=1), 300))
+    tokens_BT = np.concatenate([first, first], axis=1)
+    params = initial(model(name))
+    losses, gradients = fit(model(name, scan=True, remat="full"), params, tokens_BT, 300)
+    plain = loss_and_gradients(model(name, scan=False), params, tokens_BT)
+    assert_close((losses[0], jax.tree.map(lambda g: g[0], gradients)), plain, F32)
+    losses = np.asarray(losses)
     assert losses[0] > 2.0 and losses[-1] < 0.1, losses[::30]
