@@ -263,10 +263,10 @@ def test_options_of_a_benchmark_are_shown(words, capsys):
     ("words", "said"),
     [
         ("decode --mixers gqq", "no mixer is called 'gqq'; did you mean 'gqa'?"),
-        ("decode --contexts 12a", "whole numbers with commas between, found '12a'"),
+        ("decode --contexts 12a", "whole numbers from 1 with commas between, found '12a'"),
         ("train --peer hff", "no peer is called 'hff'; did you mean 'hf'?"),
         ("train --sizes 256", "a size is TIMExBATCH, such as 256x4; found '256'"),
-        ("train --d-model 12a", "whole numbers with commas between, found '12a'"),
+        ("train --d-model 12a", "whole numbers from 1 with commas between, found '12a'"),
         ("train --dtype float31 --peer none", "no dtype is called 'float31'; did you mean"),
     ],
 )

@@ -6,8 +6,8 @@ from jaxeff.core.errors import UserError
 def numbers(text: str) -> list[int]:
     """`64,128`; raises UserError for anything else."""
     parts = text.split(",")
-    if not all(part.isdecimal() for part in parts):
-        raise UserError(f"expected whole numbers with commas between, found {text!r}")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"expected whole numbers from 1 with commas between, found {text!r}")
     return [int(part) for part in parts]
 
 
@@ -18,6 +18,6 @@ def pairs(text: str) -> list[tuple[int, int]]:
 
 def _pair(text: str) -> tuple[int, int]:
     parts = text.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"a size is TIMExBATCH, such as 256x4; found {text!r}")
     return int(parts[0]), int(parts[1])

@@ -24,6 +24,13 @@ def folder(text: str) -> str:
     return found
 
 
+def seed(text: str) -> int:
+    """A seed as an argument."""
+    if not text.strip().isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"a seed is a whole number in 0..2**32-1, found {text!r}")
+    return int(text)
+
+
 def config(parser: argparse.ArgumentParser, what: str = "where it defines classes of its own") -> None:
     """--config"""
     parser.add_argument("--config", metavar="CONFIG", help=f"the config file {what}")
@@ -70,7 +77,7 @@ def sampling(parser: argparse.ArgumentParser, temperature: float, tokens: int, t
     parser.add_argument(
         "--min-p", type=float, metavar="P", help="among those with P times the likeliest one's probability"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of what is drawn (default 0)")
 
 
 def sampled(args: argparse.Namespace) -> dict:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxeff.cli.arguments import config, define, out, workdir
+from jaxeff.cli.arguments import config, define, out, seed, workdir
 from jaxeff.cli.comparison import before_and_after
 from jaxeff.core.errors import UserError
 
@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scales", metavar="X,Y,...", help="a number for each run; slerp: share of the second; ties: density, scale"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what dare leaves out")
+    parser.add_argument("--seed", type=seed, default=0, help="of what dare leaves out")
     out(parser)
     config(parser)
     workdir(parser, "folder of a run; may be repeated", several=True)

@@ -7,6 +7,7 @@ The first variant is the baseline: the others are matched to its number of param
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ class Ablation:
     bases: runs that variants start from, by names, which `{"base": "prose"}` refers to; each is trained once, before all else, as
     it is. others: data by names, on whose test split final models are scored too.
 
-    Raises UserError for no variants, two of one name, no seeds, no learning rates, a negative `widen`, and contexts longer
+    Raises UserError for no variants, two of one name, no seeds, no learning rates, numbers out of range, and contexts longer
     than the model's positions.
     """
 
@@ -103,12 +104,25 @@ class Ablation:
             keys = [value.name if field == "variants" else value for value in values]
             if not keys or len(set(keys)) < len(keys):
                 raise UserError(f"ablation {self.name!r}: {field} must be at least one and all different, found {keys}")
-        for field in ("sweep_steps", "decode_tokens", "timing_rounds"):
-            if getattr(self, field) < 1:
-                raise UserError(f"ablation {self.name!r}: {field} must be at least 1, found {getattr(self, field)}")
-        if self.widen < 0:
-            raise UserError(f"ablation {self.name!r}: widen must be at least 0, found {self.widen}")
-
+        rates = [lr for lrs in (self.lrs, *(variant.lrs or () for variant in self.variants)) for lr in lrs]
+        for field, values, least in (
+            ("sweep_steps", [self.sweep_steps], 1),
+            ("decode_tokens", [self.decode_tokens], 1),
+            ("timing_rounds", [self.timing_rounds], 1),
+            ("contexts", self.contexts, 1),
+            ("widen", [self.widen], 0),
+            ("tolerance", [self.tolerance], 0),
+            ("lrs", rates, 0),
+            ("seeds", self.seeds, 0),
+        ):
+            if min(values, default=least) < least:
+                raise UserError(f"ablation {self.name!r}: {field} must be at least {least}, found {min(values)}")
+        if max(self.seeds) >= 2**32:
+            raise UserError(f"ablation {self.name!r}: seeds must lie in 0..2**32-1, found {max(self.seeds)}")
+        try:
+            re.compile(self.vary)
+        except re.error as error:
+            raise UserError(f"ablation {self.name!r}: vary={self.vary!r} is no regular expression: {error}") from None
         bound, needed = self.base.model.max_positions, max(self.contexts, default=0) + self.decode_tokens
         if bound is not None and needed > bound:
             raise UserError(

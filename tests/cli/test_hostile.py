@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from jaxeff.cli import main
+from jaxeff.core.errors import UserError
+from jaxeff.lab.ablation import Ablation, Variant
 from tests.cli.workdirs import refused
-from tests.train.tiny import CONFIG, environment
+from tests.train.tiny import CONFIG, environment, experiment
 
 IMPORTS = """
 import dataclasses
@@ -116,7 +118,11 @@ COMMANDS = [
     ("generate --workdir RUN --max-tokens 2000000000", "memory"),
     ("generate --workdir RUN --top-p 0.5 --temperature 0", "temperature"),
     ("generate --workdir RUN --top-k 0", "top_k"),
+    ("generate --workdir RUN --seed -1", "a seed is a whole number in 0..2**32-1, found '-1'"),
+    ("generate --workdir RUN --seed 99999999999999999999", "a seed is a whole number"),
+    ("generate --workdir RUN --max-tokens 2e9", "invalid int value: '2e9'"),
     ("bench decode --rounds 0", "rounds"),
+    ("bench decode --contexts 0", "whole numbers from 1"),
     ("bench nothing", "invalid choice: 'nothing'"),
     ("ablate CONFIG --workdir new", "defines no function ablation()"),
     ("ablate ABLATION --workdir RUN", "holds a training run"),
@@ -124,6 +130,32 @@ COMMANDS = [
     ("describe CONFIG --set model.d_modell=3", "did you mean"),
     ("runs nowhere", "nowhere is not a folder"),
 ]
+
+
+# Fields of an Ablation; what is said.
+ABLATIONS = [
+    ({"match": "nope"}, "match: expected one of 'parameters', 'none', found 'nope'; did you mean 'none'?"),
+    ({"lrs": 0.1}, "lrs: expected a tuple, found 0.1"),
+    ({"lrs": (-1.0,)}, "lrs must be at least 0, found -1.0"),
+    ({"lrs": (float("nan"),)}, "lrs: expected a tuple, each item a finite number"),
+    ({"variants": (Variant("a", lrs=(-1.0,)),)}, "lrs must be at least 0, found -1.0"),
+    ({"variants": [Variant("a")]}, "variants: expected a tuple, found [Variant("),
+    ({"variants": ("a",)}, "variants: expected a tuple, each item a Variant, found ('a',)"),
+    ({"contexts": (0,)}, "contexts must be at least 1, found 0"),
+    ({"seeds": (-1,)}, "seeds must be at least 0, found -1"),
+    ({"seeds": (2**32,)}, "seeds must lie in 0..2**32-1"),
+    ({"seeds": (1.5,)}, "seeds: expected a tuple, each item an integer"),
+    ({"tolerance": -1.0}, "tolerance must be at least 0"),
+    ({"vary": "("}, "vary='(' is no regular expression"),
+    ({"widen": -1}, "widen must be at least 0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), ABLATIONS, ids=[str(fields) for fields, _ in ABLATIONS])
+def test_ablations(fields, said):
+    with pytest.raises(UserError) as refusal:
+        Ablation(**{"name": "n", "base": experiment(), "variants": (Variant("a"),), "contexts": (8,)} | fields)
+    assert said in str(refusal.value)
 
 
 @pytest.fixture(scope="module")
