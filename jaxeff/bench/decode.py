@@ -23,18 +23,21 @@ def decode(
     tokens: int = 32,
     rounds: int = 7,
 ) -> dict:
-    """Milliseconds a token after a prompt of each length, for each mixer.
+    """Milliseconds a token after a prompt of each length, and of reading that prompt, for each mixer.
 
-    The clock covers `tokens` decode steps in one jitted loop after a prefill outside it; the contexts take turns.
+    One clock covers `tokens` decode steps in one jitted loop after a prefill outside it, another the prefill with the first token;
+    mixers and contexts take turns.
     """
     lengths = numbers(contexts)
-    clocks = {}
+    clocks, prefills = {}, {}
     for name in mixers.split(","):
         lm = LM(vocab_size=1024, d_model=d_model, stages=(Stage((Block(lookup(MIXERS, name, "mixer")()),), layers),))
         params = jax.jit(lambda lm=lm: init(lm.specs(), jax.random.key(0)))()
         for n in lengths:
             decoding = Decoding(lm, params, n, tokens, batch)
             clocks[name, n] = lambda run=decoding.further_tokens: seconds(run)
+            prefills[name, n] = lambda run=decoding.first_token: seconds(run)
+    reading = summary(alternate(prefills, rounds))
     times = summary(alternate(clocks, rounds))
     rows = [
         {
@@ -42,6 +45,8 @@ def decode(
             "context": n,
             "ms_per_token": 1e3 * times[name, n][0] / tokens,
             "minimum_ms": 1e3 * times[name, n][1] / tokens,
+            "prefill_ms": 1e3 * reading[name, n][0],
+            "minimum_prefill_ms": 1e3 * reading[name, n][1],
         }
         for name, n in clocks
     ]
