@@ -6,7 +6,7 @@ from jax._src import compiler
 QUICK = "jax_disable_most_optimizations"
 
 
-def _known(options: dict[str, bool]) -> dict[str, bool]:
+def _known(options: dict[str, bool | int]) -> dict[str, bool | int]:
     """Those options, or none where this XLA lacks one."""
     try:
         jax.jit(lambda: 1.0, compiler_options=options).lower().compile()
@@ -15,8 +15,8 @@ def _known(options: dict[str, bool]) -> dict[str, bool]:
     return options
 
 
-# Without its newer emitters of fused loops XLA compiles for a CPU in a third of the time.
-QUICKLY = _known({"xla_cpu_use_fusion_emitters": False})
+# Without its newer emitters of fused loops XLA compiles for a CPU in a third of the time; in one piece, with a quarter less work.
+QUICKLY = _known({"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1})
 as_shipped = compiler.get_compile_options
 
 
