@@ -6,6 +6,7 @@ import shutil
 import sys
 
 from jaxeff.cli.arguments import folder
+from jaxeff.core.errors import warn
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +35,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"none of {len(found)} runs has {' and '.join(args.where)}")
         return
     print(table(fitting, list(dict.fromkeys(args.show)), args.sort, width()))
-
-
-def warn(text: str) -> None:
-    """One line on stderr."""
-    print(f"jaxeff: {text}", file=sys.stderr, flush=True)
 
 
 def width() -> int | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.core.errors import UserError, nearest
+from jaxeff.train.run_files import line_of, read_run
 
 DEPTH = 4  # of an ablation's runs below its folder: runs/MODEL/seed-0, and one more
 CAUSAL = "jaxeff.objectives.causal.Causal"
@@ -200,19 +201,11 @@ def read(folder: str | os.PathLike) -> Folder:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
     if not folder.is_dir():
         raise UserError(f"{printable(folder)} is not a folder; {_beside(str(folder))}")
-    try:
-        run = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{printable(folder)} holds no training run (no run.json)") from None
-    except OSError as error:
-        raise UserError(f"{printable(path)} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{printable(path)} cannot be read: {' '.join(str(error).split())[:120]}") from None
-    if not isinstance(run, dict) or not isinstance(run.get("config"), dict) or not {"corpus", "starts"} <= run.keys():
-        raise UserError(f"{printable(path)} cannot be read: it is not what a run writes")
+    run = read_run(folder)
+    if run is None:
+        raise UserError(f"{printable(folder)} holds no training run (no run.json)")
     return run
 
 
@@ -231,18 +224,10 @@ def _last(content: bytes, mark: bytes = b"") -> dict[str, Any]:
     while end > 0:
         begin = content.rfind(b"\n", 0, end) + 1
         text = content[begin:end]
-        if mark in text and (line := _line(text)) is not None:
+        if mark in text and (line := line_of(text)) is not None:
             return line
         end = begin - 1
     return {}
-
-
-def _line(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) and whole(line.get("step")) is not None else None
 
 
 def _saved(folder: Path) -> tuple[int, list[float]]:
@@ -280,7 +265,7 @@ def lines(folder: str | os.PathLike, warn: Callable[[str], None]) -> list[dict[s
     *complete, rest = _content(os.fspath(folder)).split(b"\n")
     found, bad = {}, 0
     for text in [*complete, rest]:
-        line = _line(text)
+        line = line_of(text)
         if line is not None:
             found.pop(line["step"], None)
             found[line["step"]] = line

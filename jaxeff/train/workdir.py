@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxeff.core.errors import UserError
-from jaxeff.core.fields import mismatch
 from jaxeff.core.files import refusals, write_text
 from jaxeff.train.circumstances import circumstances
 from jaxeff.train.config_json import check_fields, diff, from_json, to_json
 from jaxeff.train.experiment import FREE, Experiment
+from jaxeff.train.run_files import read_metrics, read_run
 
 
 @contextlib.contextmanager
@@ -55,42 +55,6 @@ def locked(workdir: Path) -> Iterator[Callable[[], None]]:
                 raise UserError(f"{workdir} was removed or replaced while it was in use: what was done since is lost")
 
         yield check
-
-
-def read_run(workdir) -> dict[str, Any] | None:
-    """The content of run.json, or None where nothing was trained yet. Raises UserError when it cannot be read."""
-    path = Path(workdir) / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path} cannot be read: it is nested too deeply") from None
-    wrong = "expected an object" if not isinstance(run, dict) else _wrong(run, RUN)
-    for i, start in enumerate(run["starts"] if wrong is None else ()):
-        wrong = wrong or (f"starts.{i}: expected an object" if not isinstance(start, dict) else None)
-        wrong = wrong or _wrong(start, START, f"starts.{i}.")
-    if wrong is not None:
-        raise UserError(f"{path} is not what a run writes: {wrong}")
-    return run
-
-
-# What files of a workdir must hold, and of what type.
-RUN = {"config": dict, "corpus": str, "data": dict, "starts": list}
-START = {"step": int}
-LINE = {"step": int, "loss": float | None, "tokens": int}
-
-
-def _wrong(found: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> str | None:
-    """Which field is missing or of another type, None when none is."""
-    for name, kind in schema.items():
-        if name not in found:
-            return f"{prefix}{name} is missing"
-        if (wanted := mismatch(found[name], kind)) is not None:
-            return f"{prefix}{name}: expected {wanted}, found {str(found[name])[:60]!r}"
-    return None
 
 
 def trained(workdir) -> bool:
@@ -184,23 +148,3 @@ class Metrics:
     def close(self):
         """Closes the file."""
         self._file.close()
-
-
-def read_metrics(workdir, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that can be read, oldest first. warn: told of the others but a last one that a kill cut short."""
-    path = Path(workdir) / "metrics.jsonl"
-    found, bad = [], []
-    *whole, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, text in enumerate([*whole, rest], 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if isinstance(line, dict) and _wrong(line, LINE) is None and line["step"] >= 0:
-            found.append(line)
-        elif text.strip() and number <= len(whole):
-            bad.append(number)
-    if bad:
-        numbers = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        warn(f"{path}: no metrics can be read from line {numbers}: dropped, the others are kept")
-    return found

@@ -119,14 +119,19 @@ def test_hardly_anything_logged(run, capsys, kept):
 
 def test_files_of_another_shape(run, capsys):
     (run / "run.json").write_text(
-        json.dumps({"config": {"train": 3, "x": [[1], {"type": "a.B", "y": None}]}, "corpus": 1, "starts": 5})
+        json.dumps(
+            {"config": {"train": 3, "x": [[1], {"type": "a.B", "y": None}]}, "corpus": "", "data": {}, "starts": []}
+        )
     )
-    relogged(run, lambda line: line | {"loss": "low", "eval_bits_per_byte": None, "eval_loss": "x", "skipped": 2})
+    relogged(run, lambda line: line | {"loss": None, "eval_bits_per_byte": None, "eval_loss": "x", "skipped": 2})
     _, found = page(capsys, run)
     assert "Nothing was recorded." in found.text and "None recorded." in found.text and "steps skipped 2" in found.text
     edited(run, {"train": {"eval_batches": "all"}})
     body = json.loads((run / "run.json").read_text())
-    body |= {"data": {"bytes": {"train": None}}, "starts": [3, {"packages": 1, "git": None, "mesh": 2, "command": "x"}]}
+    body |= {
+        "data": {"bytes": {"train": None}},
+        "starts": [{"step": 0, "packages": 1, "git": None, "mesh": 2, "command": "x"}],
+    }
     (run / "run.json").write_text(json.dumps(body))
     assert "no repository" in page(capsys, run)[1].text
 
