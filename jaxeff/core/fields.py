@@ -87,8 +87,8 @@ def _of_tuple(value, kinds: tuple) -> str | None:
 
 
 def a(name: str) -> str:
-    """A name with its article."""
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    """A name with its article; that of capitals alone is as they are spelled."""
+    return f"{'an' if name[0] in ('AEFHILMNORSX' if name.isupper() else 'AEIOU') else 'a'} {name}"
 
 
 def _shown(value) -> str:
