@@ -147,7 +147,7 @@ def test_set_works_as_in_train(tmp_path, capsys):
 
 def test_a_run_with_lora_tells_the_trained_share(tmp_path, capsys):
     e = experiment(LORA)
-    (tmp_path / "run.json").write_text(json.dumps({"config": to_json(e), "corpus": "", "starts": []}))
+    (tmp_path / "run.json").write_text(json.dumps({"config": to_json(e), "corpus": "", "data": {}, "starts": []}))
     text = said(capsys, "describe", "--workdir", tmp_path)
     trained, total = count(e.weights.split(e.specs)[0]), count(e.specs)
     share = f"{total:,}, of which {trained:,} ({100 * trained / total:.3g} %) are trained; {count(e.model.specs()):,} before"

@@ -3,7 +3,8 @@
 import pytest
 
 from jaxeff.core.spec import count
-from jaxeff.models import Block, Stage
+from jaxeff.models import Stage
+from jaxeff.models.block import as_block
 from jaxeff.models.presets import PRESETS
 from jaxeff.models.stack import stages
 
@@ -57,7 +58,7 @@ def test_parameters(name):
 
 
 def test_stages_are_the_fewest_blocks():
-    a, b, c = (Block(name) for name in ("gqa", "mamba2", "gla"))
+    a, b, c = map(as_block, ("gqa", "mamba2", "gla"))
     assert stages([a] * 5) == (Stage((a,), 5),)
     assert stages([a, a, b] * 3) == (Stage((a, a, b), 3),)
     assert stages([a, b, b, b, c]) == (Stage((a,)), Stage((b,), 3), Stage((c,)))
