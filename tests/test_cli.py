@@ -224,7 +224,10 @@ def test_split_that_is_not_there(trained, capsys):
             "transform --workdir x --apply y --out=",
             "jaxeff transform: error: argument --out: a folder must have a name",
         ),
-        ("generate --seed y", "jaxeff generate: error: argument --seed: a seed is a whole number in 0..2**32-1, found 'y'"),
+        (
+            "generate --seed y",
+            "jaxeff generate: error: argument --seed: a seed is a whole number in 0..2**32-1, found 'y'",
+        ),
         ("bench trian", "jaxeff bench: error: argument NAME: invalid choice: 'trian'"),
         ("bench generate --rounds x", "jaxeff bench generate: error: argument --rounds: invalid int value: 'x'"),
         ("bench generate --sizes 256", "jaxeff bench: error: unrecognized arguments: --sizes 256"),

@@ -118,7 +118,7 @@ class Disturber:
         }[moment]
         wait(process)
         event.how = "killed" if self.end(process) else "was over"
-        if event.how == "was over":
+        if event.how == "was over" and self.run.saved()[-1:] != [self.run.steps]:
             event.wrong.append(f"ended by itself with status {process.popen.returncode}: {process.err[-300:]}")
         elif moment == "saving" and self.run.saving():
             event.how = "killed, a checkpoint half written"
