@@ -10,6 +10,7 @@ import pytest
 from jaxeff.bench.registry import BENCHMARKS
 from jaxeff.cli import COMMANDS, main
 from jaxeff.train.workdir import locked
+from tests.cli.workdirs import refused
 from tests.train.tiny import CONFIG, run
 
 
@@ -37,15 +38,6 @@ def trained(tmp_path_factory, config):
     workdir = tmp_path_factory.mktemp("runs") / "trained"
     assert main(["train", config, "--workdir", str(workdir), "--set", BOUND]) == 0
     return str(workdir)
-
-
-def refused(capsys, *words) -> str:
-    """The one line that a command leaves on stderr, with exit code 2."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("jaxeff: error: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    return err
 
 
 def test_train_prints_its_steps_and_end(config, tmp_path, capsys):

@@ -12,7 +12,7 @@ from jaxeff.lab.finding import findings
 from jaxeff.lab.method import method
 from jaxeff.lab.plots import Plot, inline, key
 from jaxeff.lab.results import Results, Row
-from jaxeff.lab.style import CSS
+from jaxeff.lab.style import document
 
 
 def write(results: Results, path: str | Path) -> Path:
@@ -42,13 +42,7 @@ def page(results: Results, drawn: list[Plot] | None = None) -> str:
         '<footer>Written by jaxeff. All numbers, curves too, stand in <a href="results.json">results.json</a> beside this page.'
         "</footer>",
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 def _(text) -> str:

@@ -13,7 +13,7 @@ from jaxeff.lab.folders import Folder, lines, number, printable, read, words
 from jaxeff.lab.plots import Plot, inline
 from jaxeff.lab.run_curves import plot
 from jaxeff.lab.runs import NONE, fields, text
-from jaxeff.lab.style import CSS
+from jaxeff.lab.style import document
 
 OWN = """
 dl.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .7rem; max-width: none;
@@ -70,13 +70,7 @@ def page(run: Folder, log: list[dict[str, Any]], notes: Iterable[str] = ()) -> s
         ),
         "<footer>Written by jaxeff from run.json and metrics.jsonl of the run's folder.</footer>",
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Run: {_(name)}</title>\n<style>{CSS}{OWN}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"Run: {printable(name)}", body, OWN)
 
 
 def _(value) -> str:

@@ -1,4 +1,7 @@
-"""The style sheet of a report: light and dark, wide and narrow, screen and paper."""
+"""What the pages of reports have in common: the document, and its style: light and dark, wide and narrow, screen and paper."""
+
+import html
+from collections.abc import Iterable
 
 from jaxeff.lab.plots import COLOURS, ON_DARK, variables
 
@@ -79,3 +82,14 @@ CSS = f"""
 @media screen and (max-width: 40rem) {{{NARROW}}}
 @media print {{{PRINT}}}
 """
+
+
+def document(title: str, body: Iterable[str], css: str = "") -> str:
+    """A whole page. title: plain text. body: parts, as HTML. css: beside the common style."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{CSS}{css}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )
