@@ -2,22 +2,24 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.bench.pairs import PAIRS
 from jaxeff.core.errors import UserError
-from jaxeff.core.spec import Spec, abstract, init
+from jaxeff.core.spec import Spec, abstract, count, init
 from jaxeff.core.weight import dense, einsum
 from jaxeff.mixers import GQA
 from jaxeff.mixers.base import Ctx
 from jaxeff.models import LM, Block, Stage
 from jaxeff.transforms import Int4, LowRank, chain
-from jaxeff.transforms.calibrate import calibrate
+from jaxeff.transforms.calibrate import Sums, calibrate, seeing
 from jaxeff.transforms.low_rank import by_budget
-from jaxeff.transforms.plan import planned
+from jaxeff.transforms.plan import planned, weights
 from tests.closeness import assert_close
 from tests.compiled import apply_model
 
@@ -94,6 +96,39 @@ def test_a_language_model_is_calibrated_as_it_is():
     )
     lifted = by_inputs.plan(model.specs(), found).lift(params, KEY)
     assert np.all(np.isfinite(apply_model(model, lifted, tokens[0], None, Ctx()).y))
+
+
+def test_the_device_holds_the_statistics_of_one_layer_at_a_time():
+    """Of every matrix of a model; the covariances of an MLP's last weights alone are larger than the model's layers."""
+    model = PAIRS["gqa"].lm(64, 64, 12)
+    specs, tokens = model.specs(), jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    members = {path: spec for path, spec in weights(specs).items() if spec.is_matrix and path.startswith("blocks")}
+    sums = {path: Sums(("covariance",), spec.stacked, math.prod(spec.inputs)) for path, spec in members.items()}
+    see = seeing(lambda params, tokens: jnp.sum(jnp.sin(model.apply(params, tokens).y)), members, sums)
+    on_device = see.lower(abstract(specs), tokens).compile().memory_analysis().temp_size_in_bytes
+    on_host = sum(total.nbytes for s in sums.values() for total in s.totals.values())
+    assert 1.4 < on_host / (4 * count(specs)) < 1.6  # as large as they are
+    assert on_device + on_host < 2 * 4 * count(specs)
+
+
+@pytest.mark.parametrize("form", [jax.vmap, lambda f: lambda x: jnp.stack([f(row) for row in x])])
+def test_statistics_of_a_loss_over_texts_one_by_one(form):
+    found = calibrate(
+        lambda params, x: jnp.sum(form(lambda row: loss(params, row[None]))(x)), SPECS, PARAMS, batches(), ("w",)
+    )["w"]
+    x = inputs()["w"]
+    assert np.array_equal(found.count, [32.0] * 3)
+    assert_close(found.covariance, np.einsum("lni,lnj->lij", x, x) / 32, 4e-6)
+
+
+def test_statistics_of_weights_and_batches_on_several_devices():
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    place = lambda x, *axes: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*axes)))
+    params = PARAMS | {"w": place(PARAMS["w"], None, "model"), "o": place(PARAMS["o"], None, None, "model")}
+    found = calibrate(loss, SPECS, params, [place(x, "data") for x in batches()])
+    for name, x in inputs().items():
+        assert np.array_equal(found[name].count, [32.0] * 3)
+        assert_close(found[name].covariance, np.einsum("lni,lnj->lij", x, x) / 32, 4e-6)
 
 
 @pytest.mark.parametrize(
