@@ -28,10 +28,11 @@ def mixers(
     rounds: int = 3,
     plot: str | None = None,
 ) -> dict:
-    """Tokens a second of every mixer, forward and in training, temporary memory, milliseconds a decoded token.
+    """Tokens a second of every mixer, forward and in training; temporary memory; milliseconds a prompt and a decoded token.
 
     `mixers` names some of the registry, or all. Training is the gradient with respect to parameters and input of one layer on
-    one sequence, for each of `times`; decoding goes on after a prompt of each of `contexts`. `plot` writes an SVG picture.
+    one sequence, for each of `times`; decoding goes on after a prompt of each of `contexts`, which is read
+    into a state. `plot` writes an SVG picture.
     """
     names, lengths, prompts = list(MIXERS) if mixers == "all" else mixers.split(","), numbers(times), numbers(contexts)
     rows = []
@@ -68,8 +69,9 @@ def one(name: str, layer, lengths, prompts, rounds: int) -> list[dict[str, Any]]
         clocks["forward", T] = lambda x=x_BTD: seconds(lambda: forward(params, x))
         clocks["training", T] = lambda x=x_BTD, f=trained: seconds(lambda: f(params, x))
     for n in prompts:
-        run = _decoding(layer, params, n)
-        clocks["decoding", n] = lambda run=run: seconds(run)
+        read, further = _decoding(layer, params, n)
+        clocks["reading", n] = lambda run=read: seconds(run)
+        clocks["decoding", n] = lambda run=further: seconds(run)
     least = {what: least for what, (_, least) in summary(alternate(clocks, rounds)).items()}
     rows = [
         {
@@ -81,12 +83,13 @@ def one(name: str, layer, lengths, prompts, rounds: int) -> list[dict[str, Any]]
         }
         for T in lengths
     ]
+    rows[-1] |= {f"ms reading {n}": 1e3 * least["reading", n] for n in prompts}
     rows[-1] |= {f"ms/token after {n}": 1e3 * least["decoding", n] / STEPS for n in prompts}
     return rows
 
 
 def _decoding(layer, params, n: int):
-    """A thunk of STEPS decode steps after a prompt of n tokens."""
+    """Thunks: of reading a prompt of n tokens, and of STEPS decode steps after it."""
 
     @jax.jit
     def prefill(params, x_BTD):
@@ -101,9 +104,9 @@ def _decoding(layer, params, n: int):
 
         return jax.lax.scan(step, (state, x_BTD), None, length=STEPS)[0][1]
 
-    state = prefill(params, jax.random.normal(jax.random.key(2), (1, n, layer.d_model)))
-    x_BTD = jnp.ones((1, 1, layer.d_model))
-    return lambda: further(params, state, x_BTD)
+    prompt_BTD = jax.random.normal(jax.random.key(2), (1, n, layer.d_model))
+    state, x_BTD = prefill(params, prompt_BTD), jnp.ones((1, 1, layer.d_model))
+    return lambda: prefill(params, prompt_BTD), lambda: further(params, state, x_BTD)
 
 
 def _exponent(rows: list[dict[str, Any]]) -> float:

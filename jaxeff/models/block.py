@@ -17,6 +17,7 @@ from jaxeff.mixers.base import Ctx, Out, bind, dropout
 from jaxeff.mixers.mlp import MLP
 from jaxeff.mixers.norm import Norm, RMSNorm
 from jaxeff.mixers.registry import MIXERS
+from jaxeff.mixers.sliced import apply_sliced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Block:
             if self.placement != "post":
                 h_BTD = self.norm.apply(params[self._norm_before(name)], h_BTD)
             before = None if state is None else state[name]
-            out = part.apply(params[name], h_BTD, before, ctx=ctx.fold(name).sharing(shared))
+            out = apply_sliced(part, params[name], h_BTD, before, ctx.fold(name).sharing(shared))
             y_BTD, new_state[name] = out.y, out.state
             shared |= _declared(part, out.shared)
             aux |= {f"{name}/{key}": value for key, value in out.aux.items()}

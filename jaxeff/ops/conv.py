@@ -15,6 +15,7 @@ padding returns its taps. A token that starts a text (`start_BT` True) sees no t
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
 
 
@@ -41,7 +42,8 @@ def causal_conv(
     if lookup(IMPLS, impl or "shift", "form of causal_conv") is causal_conv_reference:
         return causal_conv_reference(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)
     # The backward pass needs shifted inputs and no y: slicing again is cheaper than keeping W slices in float32.
-    return jax.checkpoint(_conv)(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)
+    form = lambda taps_BWD: jax.checkpoint(_conv)(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)  # noqa: E731
+    return _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT) if sequence.sliced() else form(taps_BWD)
 
 
 def token_shift(
@@ -59,7 +61,9 @@ def token_shift(
     """
     taps_BWD = _check_shift(x_BTD, last_BD, valid_BT, start_BT)
     # Linear in x, so that nothing is kept but the masks; without the checkpoint, a copy of them for every channel.
-    before_BTD, taps_BWD = jax.checkpoint(_shift)(x_BTD, taps_BWD, valid_BT, start_BT)
+    form = lambda taps_BWD: jax.checkpoint(_shift)(x_BTD, taps_BWD, valid_BT, start_BT)  # noqa: E731
+    after = _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT) if sequence.sliced() else form(taps_BWD)
+    before_BTD, taps_BWD = after
     return before_BTD, taps_BWD[:, 0]
 
 
@@ -137,6 +141,30 @@ def _shift(x_BTD, taps_BWD, valid_BT, start_BT):
     row_BSD, text_BS = _row(x_BTD, taps_BWD, valid_BT, start_BT)
     T = x_BTD.shape[1]
     return _back(1, T, row_BSD, text_BS), _last(T, row_BSD, text_BS, valid_BT)
+
+
+def _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT):
+    """`form` of the taps that the slices before this one leave, and the taps after the last slice; see `core.sequence`.
+
+    A slice with n valid tokens moves n places of the taps out, all of them where a text starts in it.
+    """
+    batch, time, _ = x_BTD.shape
+    places = taps_BWD.shape[1]
+    n_B = jnp.full((batch,), time, jnp.int32) if valid_BT is None else jnp.sum(valid_BT, axis=1, dtype=jnp.int32)
+    if start_BT is not None:
+        n_B = jnp.where(jnp.any(start_BT if valid_BT is None else start_BT & valid_BT, axis=1), places, n_B)
+    none_B = jnp.zeros_like(n_B)
+
+    def join(earlier, later):
+        (taps, n), (more, m) = earlier, later
+        both = jnp.concatenate([taps, jnp.zeros_like(taps)], axis=1)
+        moved = jax.vmap(lambda row, by: jax.lax.dynamic_slice_in_dim(row, by, places))(both, jnp.minimum(m, places))
+        return moved + more, jnp.minimum(n + m, places)
+
+    own = (form(jnp.zeros_like(taps_BWD))[1], jnp.minimum(n_B, places))
+    earlier = sequence.before(own, join, (jnp.zeros_like(taps_BWD), none_B))
+    y_BTD, taps_BWD = form(join((taps_BWD, none_B), earlier)[0])
+    return y_BTD, sequence.last(taps_BWD)
 
 
 def _row(x_BTD, taps_BWD, valid_BT, start_BT):

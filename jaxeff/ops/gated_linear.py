@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
 from jaxeff.ops.pieces import in_pieces, piece
 
@@ -70,12 +71,31 @@ def gated_linear(
         run = _single
     else:
         run = functools.partial(_pieces, chunk=chunk, recompute=recompute)
-    return _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
+    form = lambda state: _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state, reset_BT, bonus_HC)  # noqa: E731
+    if not sequence.sliced():
+        return form(state_BHCE)
+    return _after_slices(form, log_a, state_BHCE, reset_BT)
 
 
 def gated_linear_reference(q_BTGC, k_BTGC, v_BTHE, log_a=None, state_BHCE=None, reset_BT=None, bonus_HC=None):
     """The recurrence as a scan over time; arguments and results as for `gated_linear`."""
     return _in_groups(_scan, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
+
+
+def _after_slices(form, log_a, state_BHCE, reset_BT):
+    """`form` of the state that the slices before this one leave, and the state after the last slice; see `core.sequence`."""
+    _, added_BHCE = form(None)
+    kept_BHA1 = (
+        jnp.ones((added_BHCE.shape[0], 1, 1, 1))
+        if log_a is None
+        else jnp.exp(jnp.sum(log_a.astype(jnp.float32), axis=1))
+    )
+    kept_BHA1 = kept_BHA1.reshape(*kept_BHA1.shape, *(1,) * (4 - kept_BHA1.ndim))
+    if reset_BT is not None:
+        kept_BHA1 = jnp.where(jnp.any(reset_BT, axis=1)[:, None, None, None], 0.0, kept_BHA1)
+    state_BHCE = jnp.zeros_like(added_BHCE) if state_BHCE is None else state_BHCE.astype(jnp.float32)
+    o_BTHE, state_BHCE = form(sequence.state_before(kept_BHA1, added_BHCE, state_BHCE))
+    return o_BTHE, sequence.last(state_BHCE)
 
 
 def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):

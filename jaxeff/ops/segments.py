@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import sequence
+
 
 class Row(NamedTuple):
     """What every state remembers of each row, int32 [B]: its last non-zero segment id, 0 before any, and the position of its
@@ -47,8 +49,20 @@ def tokens(
     """(what the ids say of the tokens, the row after them), the latter None exactly when no row is passed.
 
     Without ids the segment of the row goes on. Without positions they count valid tokens from where the row stands, and without
-    a row they are the indices. A first segment needs no reset, so its first token is no start.
+    a row they are the indices. A first segment needs no reset, so its first token is no start. For a slice of a text (see
+    `core.sequence`) all of it is said of its place in the text, and the row is the one after the last slice.
     """
+    if not sequence.sliced():
+        return _tokens(shape_BT, segment_ids_BT, position_BT, row)
+    batch, time = shape_BT
+    # Of the whole text, as ids and positions are small beside what is computed from them.
+    whole = (None if x is None else sequence.gathered(x) for x in (segment_ids_BT, position_BT))
+    found, row = _tokens((batch, time * sequence.count()), *whole, row)
+    mine = lambda x: jax.lax.dynamic_slice_in_dim(x, sequence.number() * time, time, axis=1)  # noqa: E731
+    return jax.tree.map(mine, found), row
+
+
+def _tokens(shape_BT, segment_ids_BT, position_BT, row):
     batch, time = shape_BT
     index_1T = jnp.arange(time, dtype=jnp.int32)[None]
     if segment_ids_BT is None:

@@ -54,7 +54,9 @@ class Checkpoints:
             step_format_fixed_length=8,
             async_options=_patience(),
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+        # Weights hardly become smaller by compression, which would take time from the steps that run meanwhile.
+        state = ocp.PyTreeCheckpointHandler(use_compression=False)
+        handlers = {"state": state, "record": ocp.JsonCheckpointHandler()}
         with refusals(self.folder):
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         self._scores = {step: self._score_of(step) for step in self._manager.all_steps()}
@@ -79,7 +81,7 @@ class Checkpoints:
         leaves = paths(kept)
         record = sealed(record | {"checksum": checksums(kept), "shapes": _shapes(kept.params), "score": score})
         self._scores[step] = score
-        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), record=ocp.args.JsonSave(record))
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), record=ocp.args.JsonSave(record))
         with refusals(self.folder):
             self._manager.save(step, args=args, force=True)
 
@@ -92,7 +94,7 @@ class Checkpoints:
         abstract = dataclasses.replace(abstract, frozen=None)
         self._check_shapes(step, abstract.params)
         target = paths(abstract)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore())
+        args = ocp.args.Composite(state=_wanted(target), record=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=args)
         leaves = [found["state"][path] for path in target]
         # Copied into buffers of our own: the step gives its input's buffers away.
@@ -243,9 +245,12 @@ def read_frozen(workdir, abstract_frozen) -> Any | None:
 
 def _read(folder: Path, target: dict[str, Any]) -> dict[str, jax.Array]:
     """The arrays of these paths, laid out as `target` says; no other is read."""
-    args = ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(folder, args=args)
+        return reader.restore(folder, args=_wanted(target, partial_restore=True))
+
+
+def _wanted(target: dict[str, Any], **options) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(target, ocp.checkpoint_utils.construct_restore_args(target), **options)
 
 
 @functools.cache

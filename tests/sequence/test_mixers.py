@@ -1,0 +1,98 @@
+"""Every mixer on texts cut into slices over four devices, against the same on one. B batch, T time, D model.
+
+Rows hold several texts that start and end anywhere, padding, and a row that is padding from the middle of the first slice on.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxeff.core.sharding import make_mesh
+from jaxeff.core.spec import init
+from jaxeff.mixers.base import Ctx
+from jaxeff.mixers.sliced import apply_sliced
+from tests.closeness import assert_close
+from tests.contracts.test_mixers import CASES
+
+SLICES, B, T = 4, 4, 96
+# Two orders of summation of the same numbers; gradients pass the recurrence twice.
+OUTPUTS, GRADIENTS = 1e-5, 1e-4
+
+
+def segments() -> np.ndarray:
+    ids = np.zeros((B, T), np.int32)
+    ids[0] = 1  # one text, through all slices
+    ids[1, :30], ids[1, 30:31], ids[1, 31:72], ids[1, 72:] = (
+        1,
+        2,
+        3,
+        4,
+    )  # starts within slices, within reach of a convolution, at an edge
+    ids[2, :13] = 1
+    ids[3, :49], ids[3, 49:90] = 5, 6
+    return ids
+
+
+def arguments(mixer, told: bool):
+    x_BTD = jax.random.normal(jax.random.key(1), (B, T, mixer.d_model))
+    params = jax.jit(lambda: init(mixer.specs(), jax.random.key(0)))()
+    # Biases and gates that start at zero would hide what they do.
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape, p.dtype), params)
+    ctx = Ctx(segment_ids=jnp.asarray(segments())) if told else Ctx()
+    if name := next(iter(getattr(mixer, "reads", ())), None):
+        ctx = ctx.sharing({name: jax.random.normal(jax.random.key(2), mixer.apply(params, x_BTD).shared[name].shape)})
+    return params, x_BTD, ctx
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def run(mixer, params, x_BTD, ctx, mesh, state):
+    """(outputs, state after them, gradients with respect to parameters, input and state)."""
+    ctx = Ctx(ctx.positions, ctx.segment_ids, ctx.shared, mesh=mesh)
+    matters = 1.0 if ctx.segment_ids is None else (ctx.segment_ids != 0)[..., None].astype(jnp.float32)
+
+    def loss(params, x_BTD, state):
+        out = apply_sliced(mixer, params, x_BTD, state, ctx)
+        floats = [leaf for leaf in jax.tree.leaves(out.state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        total = jnp.sum(jnp.sin(out.y * matters)) + sum((jnp.sum(jnp.sin(leaf)) for leaf in floats), 0.0)
+        return total, (out.y * matters, out.state)
+
+    (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True, allow_int=True)(params, x_BTD, state)
+    return out, jax.tree.map(lambda g: g if jnp.issubdtype(g.dtype, jnp.floating) else None, gradients)
+
+
+def state_of(mixer, params):
+    """After some tokens, so that the first slice goes on from something."""
+    try:
+        state = mixer.init_state(B, T + 7, jnp.float32)
+    except ValueError:
+        return None
+    return mixer.apply(params, jax.random.normal(jax.random.key(3), (B, 7, mixer.d_model)), state).state
+
+
+PENDING = {
+    "gqa", "mha", "mqa", "window", "deltanet", "gated_deltanet", "gated_deltaproduct", "kda", "mamba", "rglru", "rwkv4", "rwkv7",
+}  # fmt: skip
+
+
+def cases():
+    """Several texts that go on from a state; for some also one text without a state."""
+    for name in CASES:
+        marks = pytest.mark.xfail(strict=True) if name.partition("/")[0] in PENDING else ()
+        yield pytest.param(name, True, id=name, marks=marks)
+        if name in ("gqa", "gla", "mamba", "deltanet"):
+            yield pytest.param(name, False, id=f"{name}-whole", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "texts"), list(cases()))
+def test_slices_are_the_text(name, texts):
+    mixer, mesh = CASES[name], make_mesh(sequence=SLICES)
+    params, x_BTD, ctx = arguments(mixer, texts)
+    state = jax.jit(state_of, static_argnums=0)(mixer, params) if texts else None
+    (y, after), gradients = run(mixer, params, x_BTD, ctx, None, state)
+    (sliced_y, sliced_after), sliced_gradients = run(mixer, params, x_BTD, ctx, mesh, state)
+    assert_close(sliced_y, y, OUTPUTS, "y")
+    assert_close(sliced_after, after, OUTPUTS, "state")
+    assert_close(sliced_gradients, gradients, GRADIENTS, "gradient")
