@@ -4,7 +4,8 @@ Such a file says in the first line of its docstring what the command does; its `
 does it and returns an exit status, None for 0. It imports what needs JAX within `run`: `jaxeff --help` does not wait for it.
 
 Exit status: 0 when done, and without a command, for which the help is shown; 2 when the user can put it right, one line on stderr;
-130, 143 or 129 when SIGINT, SIGTERM or SIGHUP ended it; and 1, with a traceback, when the fault is ours.
+130, 143 or 129 when SIGINT, SIGTERM or SIGHUP ended it; 75 when another process of the same run ended; and 1, with a
+traceback, when the fault is ours.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from jaxeff.cli import (
     eval,
     export,
     generate,
+    launch,
     list,
     merge,
     record,
@@ -38,10 +40,12 @@ from jaxeff.cli import (
 )
 from jaxeff.cli.arguments import Parser
 from jaxeff.core.errors import UserError, warn
+from jaxeff.core.processes import LOST, leave, lost, several
 from jaxeff.train.signals import ends_in_time, on_signal
 
 COMMANDS = {
     "train": train,
+    "launch": launch,
     "eval": eval,
     "generate": generate,
     "chat": chat,
@@ -74,7 +78,22 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status. argv: None for that of the process, whose streams are then seen to."""
+    """Runs one command; returns the exit status. argv: None for that of the process, whose streams are then seen to.
+
+    Where this process has joined others and they are not done together, it ends here and now.
+    """
+    try:
+        status = _main(argv)
+    except Exception:
+        if several():
+            traceback.print_exc()
+            leave(1)
+        raise
+    leave(status)
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     if argv is None:
         _streams()
     words = sys.argv[1:] if argv is None else argv
@@ -97,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if (ended := lost(error)) is not None:
+            warn(f"error: {ended}")
+            return LOST
         reason = _outside(error)
         if reason is not None:
             return _refuse(reason)

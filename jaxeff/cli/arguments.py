@@ -1,9 +1,11 @@
 """Options that several commands have in common, and what they stand for."""
 
 import argparse
+import math
 import os
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.processes import WAIT, start
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +31,46 @@ def seed(text: str) -> int:
     if not text.strip().isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"a seed is a whole number in 0..2**32-1, found {text!r}")
     return int(text)
+
+
+def whole(least: int):
+    """A type of arguments: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, found {text!r}")
+        return int(text)
+
+    return number
+
+
+def seconds(text: str) -> float:
+    """A time as an argument."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1e6:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return found
+
+
+def processes(parser: argparse.ArgumentParser) -> None:
+    """--coordinator, --processes, --process and --wait"""
+    several = parser.add_argument_group(
+        "several processes", "started once on each host with these; on TPU pods, under SLURM and Open MPI without"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--processes", type=whole(1), metavar="N", help="how many there are")
+    several.add_argument("--process", type=whole(0), metavar="I", help="which one this is, from 0 on")
+    several.add_argument(
+        "--wait", type=seconds, default=WAIT, metavar="SECONDS", help=f"for the others to come (default {WAIT:g})"
+    )
+
+
+def joined(args: argparse.Namespace) -> int:
+    """Joins the processes that `processes` asked for; returns how many there are."""
+    return start(args.coordinator, args.processes, args.process, args.wait)
 
 
 def config(parser: argparse.ArgumentParser, what: str = "where it defines classes of its own") -> None:

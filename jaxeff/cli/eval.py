@@ -2,8 +2,9 @@
 
 import argparse
 
-from jaxeff.cli.arguments import any_base, config, define, public, workdir_or_public
+from jaxeff.cli.arguments import any_base, config, define, joined, processes, public, workdir_or_public
 from jaxeff.core.errors import UserError
+from jaxeff.core.processes import finish
 
 # What the weights of an objective's sums count, where a person wants to know.
 UNITS = {"loss": "targets", "bits": "bytes"}
@@ -26,13 +27,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     any_base(parser)
     config(parser, "of a run that defines classes of its own; of a public checkpoint: whose data it is to read")
     workdir_or_public(parser)
+    processes(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Does it."""
     if args.field is not None and args.text is None:
         raise UserError(f"--field {args.field}: of which text? give --text FILE as well")
-    print(_read(args) if args.tasks is None else _tasks(args))
+    joined(args)
+    print(_read(args) if args.tasks is None else _tasks(args), flush=True)
+    finish()
 
 
 def _read(args: argparse.Namespace) -> str:

@@ -5,7 +5,8 @@ import functools
 import shlex
 import sys
 
-from jaxeff.cli.arguments import workdir
+from jaxeff.cli.arguments import joined, processes, workdir
+from jaxeff.core.processes import finish
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and on what; train nothing")
     parser.add_argument("--force", action="store_true", help="begin even where memory cannot suffice")
     workdir(parser)
+    processes(parser)
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -43,8 +45,10 @@ def run(args: argparse.Namespace) -> int | None:
 
     with shown() as report:
         _start(report)
+        joined(args)
         status, said = _told(args, report)
     print(said, flush=True)
+    finish()
     return status
 
 
@@ -83,11 +87,11 @@ def _experiment(args: argparse.Namespace):
 
 def _trained(args: argparse.Namespace, experiment, report) -> tuple[int | None, str]:
     from jaxeff.train.loop import fit
-    from jaxeff.train.signals import on_signal
+    from jaxeff.train.signals import agreed, on_signal
     from jaxeff.train.vocabulary import fitting
 
     with on_signal() as stop:
-        train = functools.partial(fit, workdir=args.workdir, report=report, stop=stop, force=args.force)
+        train = functools.partial(fit, workdir=args.workdir, report=report, stop=agreed(stop), force=args.force)
         result = fitting(experiment, args.workdir, args.set, train, report)
     if result.stopped:
         again = shlex.join(["jaxeff", *sys.argv[1:]])

@@ -64,8 +64,10 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
     sizes = (data, fsdp, tensor, sequence)
     if min(sizes) < 1:
         raise UserError(f"mesh axes must be at least 1, found {dict(zip(MESH_AXES, sizes, strict=True))}")
-    devices = jax.devices() if devices is None else devices
     needed = math.prod(sizes)
+    if devices is None:
+        # A single one is a device of this process: several may each read a run for themselves.
+        devices = jax.local_devices() if needed == 1 else jax.devices()
     if needed > len(devices):
         shape = " x ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True) if size > 1)
         raise UserError(f"the mesh {shape} needs {needed} devices; there are {len(devices)}")

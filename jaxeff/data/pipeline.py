@@ -17,7 +17,7 @@ from jaxeff.data.rows import Rows
 _THREADS = 2
 _BATCHES_AHEAD = 8
 _EPOCHS = 2**30
-_STATE = ("fingerprint", "seed", "seq_len", "batch_size", "process_count")
+_STATE = ("fingerprint", "seed", "seq_len", "batch_size")
 
 
 class TrainBatches(Iterator[dict[str, np.ndarray]]):
@@ -61,13 +61,14 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         )
         ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         self._batches = iter(dataset.to_iter_dataset(ahead))
-        self._identity = dict(zip(_STATE, (fingerprint, seed, rows.tokens_BT.shape[1], batch_size, process_count)))
+        self._identity = dict(zip(_STATE, (fingerprint, seed, rows.tokens_BT.shape[1], batch_size)))
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._batches)
 
     def get_state(self) -> dict:
-        """The position, JSON-able and the same on every process, with all that it would be meaningless without."""
+        """The position, JSON-able and the same on every process whatever their number, with all that it would be meaningless
+        without."""
         return {"next_batch": int(self._batches.get_state()["next_index"]), **self._identity}
 
     def set_state(self, state: dict) -> None:

@@ -60,7 +60,12 @@ def evaluate(
 
 
 def _put(batch: dict, sharding):
-    return jax.device_put(batch) if sharding is None else jax.device_put(batch, sharding)
+    """Each process has the whole batch, and puts its part of it on its devices."""
+    if sharding is None:
+        return jax.device_put(batch)
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, sharding)
+    return {name: jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for name, x in batch.items()}
 
 
 @functools.lru_cache(maxsize=32)

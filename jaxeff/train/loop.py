@@ -34,7 +34,7 @@ from jaxeff.train.optim import schedule
 from jaxeff.train.progress import Silent
 from jaxeff.train.room import check_room
 from jaxeff.train.state import State
-from jaxeff.train.step import Step, make_step, put
+from jaxeff.train.step import Step, make_step, put, share
 from jaxeff.train.trained import PUBLIC, frozen_weights, initial, plain_weights
 from jaxeff.train.workdir import (
     Metrics,
@@ -185,7 +185,7 @@ class _Loop:
         self.experiment, self.train, self.workdir, self.step = experiment, experiment.train, workdir, step
         self.prepared, self.checkpoints, self.report = prepared, checkpoints, report
         self.still_there = still_there
-        self.batches = prepared.train(jax.process_index(), jax.process_count())
+        self.batches = prepared.train(*share(step.mesh))
         self.validation = prepared.eval("validation") if "validation" in prepared.splits else None
         self.score = experiment.objective.score
         self.clock = Clock()

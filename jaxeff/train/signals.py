@@ -6,7 +6,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from jaxeff.core.processes import client, several
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 2.0  # seconds
@@ -38,6 +40,34 @@ class Stop:
     def stopped(self) -> Stopped:
         """The exception for the signal that came."""
         return Stopped(self.number)
+
+
+class Agreed:
+    """`stop` for `fit` in several processes: all stop after the same step, whichever of them the signal came to.
+
+    When a process asks after step n, all others have sent off step n - 1, and none more than step n + 1: its numbers come only
+    once all have sent off theirs. What is written now is hence known to all when they ask after step n + 2.
+    """
+
+    FOLDER = "jaxeff/stop"
+
+    def __init__(self, stop: Stop, client):
+        self.stop, self.client, self.asked, self.at = stop, client, 0, None
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        if self.at is None and self.stop():
+            with contextlib.suppress(RuntimeError):  # another process was faster: what it wrote holds
+                self.client.key_value_set(f"{self.FOLDER}/at", f"{self.asked + 2} {int(self.stop.number)}")
+        if self.at is None and (written := self.client.key_value_dir_get(self.FOLDER)):
+            self.at, number = map(int, written[0][1].split())
+            self.stop.number = self.stop.number or number
+        return self.at is not None and self.asked >= self.at
+
+
+def agreed(stop: Stop) -> Callable[[], bool]:
+    """`stop` itself for a process on its own, else what all processes agree upon."""
+    return Agreed(stop, client()) if several() else stop
 
 
 _ACTIVE: list[Stop] = []  # the innermost context's last

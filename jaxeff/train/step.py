@@ -4,6 +4,7 @@ The compiled step is a function of (experiment minus learning rate, seed, number
 state. `make_step` returns the same functions for two experiments that differ in nothing else.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -70,8 +71,12 @@ def check_batch(experiment: Experiment, mesh):
             f"data.batch_size={batch} is not divisible by train.accumulate={accumulate} x mesh data={mesh.shape['data']}"
             f" x fsdp={mesh.shape['fsdp']}; the nearest that is: {_nearest_multiple(batch, accumulate * shards)}"
         )
-    if batch % jax.process_count():
-        raise UserError(f"data.batch_size={batch} is not divisible by {jax.process_count()} processes")
+    devices = collections.Counter(device.process_index for device in mesh.devices.flat)
+    if len(devices) < jax.process_count() or len(set(devices.values())) > 1:
+        raise UserError(
+            f"a mesh of {mesh.size} device(s) takes {', '.join(f'{n} of process {i}' for i, n in sorted(devices.items()))}, and"
+            f" needs as many of each of {jax.process_count()} processes: set mesh.data={jax.device_count()} for all of them"
+        )
 
 
 def _nearest_multiple(n: int, k: int) -> int:
@@ -83,7 +88,25 @@ def put(batch, mesh):
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    _, parts = share(mesh)
+    with jax.transfer_guard_host_to_device("allow"):  # asked for here, though not by the name of device_put
+        return {
+            name: jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * parts, *x.shape[1:]))
+            for name, x in batch.items()
+        }
+
+
+def share(mesh) -> tuple[int, int]:
+    """(i, n): of each batch this process reads every n-th row from row i on.
+
+    All rows where processes share the rows of the mesh, because they hold parts of one model.
+    """
+    shards = batch_sharding(mesh).devices_indices_map((mesh.shape["data"] * mesh.shape["fsdp"],))
+    owners: dict[int, set[int]] = {}
+    for device, (rows,) in shards.items():
+        owners.setdefault(rows.start or 0, set()).add(device.process_index)
+    alone = all(len(processes) == 1 for processes in owners.values())
+    return (jax.process_index(), jax.process_count()) if alone else (0, 1)
 
 
 @functools.lru_cache(maxsize=32)

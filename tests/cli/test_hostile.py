@@ -129,6 +129,24 @@ COMMANDS = [
     ("train CONFIG --workdir ABLATED", "holds an ablation"),
     ("describe CONFIG --set model.d_modell=3", "did you mean"),
     ("runs nowhere", "nowhere is not a folder"),
+    ("train CONFIG --workdir new --processes 0", "expected a whole number from 1 on, found '0'"),
+    ("train CONFIG --workdir new --process -1", "expected a whole number from 0 on, found '-1'"),
+    ("train CONFIG --workdir new --wait nan", "expected a number of seconds above 0, found 'nan'"),
+    ("train CONFIG --workdir new --processes 2", "belong together: --coordinator is missing"),
+    ("train CONFIG --workdir new --processes 1 --process 1", "--coordinator is missing"),
+    ("eval --workdir RUN --coordinator localhost:80 --processes 2", "--process is missing (or JAX_PROCESS_ID"),
+    ("train CONFIG --workdir new --coordinator a:80 --processes 2 --process 2", "--process must lie in 0..1"),
+    ("train CONFIG --workdir new --coordinator here --processes 2 --process 0", "expected HOST:PORT"),
+    ("train CONFIG --workdir new --coordinator a:99999 --processes 2 --process 0", "expected HOST:PORT"),
+    (
+        "eval --workdir RUN --coordinator nowhere.invalid:80 --processes 2 --process 1 --wait 0.1",
+        "no coordinator at nowhere",
+    ),
+    ("launch", "the following arguments are required: COMMAND"),
+    ("launch -- tarin CONFIG", "did you mean 'train'?"),
+    ("launch -- train CONFIG", "--workdir"),
+    ("launch --processes none -- train CONFIG --workdir new", "expected a whole number from 1 on, found 'none'"),
+    ("launch --restarts -1 -- train CONFIG --workdir new", "expected a whole number from 0 on, found '-1'"),
 ]
 
 

@@ -131,7 +131,6 @@ def test_training_and_evaluation_batches(prepared):
         "seed": 0,
         "seq_len": 32,
         "batch_size": 4,
-        "process_count": 1,
     }
     assert next(prepared.train(1, 2))["tokens"].shape == (2, 32)
     assert next(iter(prepared.eval("test", 7)))["tokens"].shape == (7, 32)

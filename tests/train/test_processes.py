@@ -1,0 +1,157 @@
+"""Several processes train as one does, on any number of them, and end together: `jaxeff train` on each, or `jaxeff launch`."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxeff.cli import main
+from jaxeff.core.processes import LOST, free_port
+from jaxeff.train.loop import fit
+from jaxeff.train.workdir import read_metrics
+from tests.train.tiny import CONFIG, command, environment, experiment, run, stop_after
+
+STEPS = 240
+SETTINGS = (f"train.steps={STEPS}", "train.eval_every=120", "train.save_every=20", "optim.lr=1e-3")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where the processes work, beside the config tiny.py."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "tiny.py").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """The losses of one process."""
+    return losses(fit(experiment(*SETTINGS), tmp_path_factory.mktemp("one"), prepared=prepared).lines)
+
+
+def losses(lines) -> list[float]:
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def train(workdir, *settings: str) -> list[str]:
+    chosen = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return ["train", "tiny.py", "--workdir", str(workdir), *chosen]
+
+
+def launched(n: int, workdir, *settings: str, restarts: int = 0) -> list[str]:
+    return ["launch", "--processes", str(n), "--restarts", str(restarts), "--", *train(workdir, *settings)]
+
+
+@contextlib.contextmanager
+def started(place: Path, *words: str):
+    """`jaxeff ...`, its stderr apart; it does not outlive the context."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command(*words), cwd=place, env=environment(place), stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """In the order of their start."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def until(process: subprocess.Popen, happened, patience: float = 90.0) -> None:
+    end = time.monotonic() + patience
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def said_last(place: Path, workdir: str) -> str:
+    return (place / workdir / "process-1.log").read_text().splitlines()[-1]
+
+
+def test_one_process_goes_on_by_two_which_are_stopped_and_go_on_by_one(place, prepared, whole):
+    fit(experiment(*SETTINGS), place / "changing", prepared=prepared, stop=stop_after(7))
+    with started(place, *launched(2, "changing", "mesh.data=2")) as process:
+        until(process, lambda: len(read_metrics(place / "changing")) > 30)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and err == "", err
+    step = int(re.search(rf"stopped and saved at step (\d+) of {STEPS}; to go on: ", out)[1])
+    assert "going on from step 7 of" in out and 30 < step < STEPS
+    assert f"saved at step {step} of" in said_last(place, "changing"), "both stop after the same step"
+    result = fit(experiment(*SETTINGS), place / "changing", prepared=prepared)
+    assert losses(result.lines) == pytest.approx(whole, abs=1e-5)
+
+
+def test_launch_starts_again_after_a_kill_and_all_processes_evaluate(place, whole):
+    with started(place, *launched(2, "killed", "mesh.data=2", restarts=1)) as process:
+        until(process, lambda: list((place / "killed" / "checkpoints").glob("*[0-9]")))
+        before = children(process)
+        subprocess.run(["kill", "-9", str(before[1])], check=True)
+        until(process, lambda: len(now := children(process)) == 2 and not set(now) & set(before), patience=60.0)
+        out, err = process.communicate(timeout=90)
+    line = "jaxeff: process 1 of 2 was killed by SIGKILL; see killed/process-1.log; all 2 start again, from the last checkpoint"
+    assert process.returncode == 0 and f"{line} (restarts left: 0)" in err.splitlines(), err
+    assert re.search(r"going on from step \d+ of", out) and said_last(place, "killed").startswith(
+        f"trained {STEPS} steps"
+    )
+    assert losses(read_metrics(place / "killed")) == pytest.approx(whole, abs=1e-5)
+    done = run(place, "launch", "--processes", "2", "--", "eval", "--workdir", "killed")
+    assert done.returncode == 0 and f"validation at step {STEPS}: " in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == said_last(place, "killed")
+
+
+def test_four_processes_hold_a_model_that_is_spread_over_two(place, whole):
+    done = run(place, *launched(4, "four", "mesh.data=2", "mesh.tensor=2", "train.steps=2", "optim.schedule=constant"))
+    assert done.returncode == 0, done.stderr
+    assert losses(read_metrics(place / "four"))[0] == pytest.approx(whole[0], abs=1e-5)
+    assert [(place / "four" / f"process-{i}.log").exists() for i in range(5)] == [False, True, True, True, False]
+
+
+def test_the_others_end_when_one_is_killed(place):
+    coordinator = f"127.0.0.1:{free_port()}"
+    words = [*train("alone", "mesh.data=2"), "--coordinator", coordinator, "--processes", "2", "--process"]
+    with started(place, *words, "0") as first, started(place, *words, "1") as second:
+        until(first, lambda: len(read_metrics(place / "alone")) > 3)
+        second.kill()
+        _, err = first.communicate(timeout=60)
+    assert first.returncode == LOST, err
+    assert err.splitlines()[-1].startswith("jaxeff: error: another process of this run has ended"), err
+
+
+def test_a_coordinator_that_is_not_there(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    address = f"127.0.0.1:{free_port()}"
+    words = ["--coordinator", address, "--processes", "2", "--process", "1", "--wait", "0.3"]
+    assert main([*train("nowhere"), *words]) == 2
+    err = capsys.readouterr().err
+    assert (
+        err.startswith(f"jaxeff: error: no coordinator at {address} within 0.3 s (Connection refused)")
+        and err.count("\n") == 1
+    )
+
+
+def test_a_coordinator_that_nobody_comes_to(place):
+    address = f"127.0.0.1:{free_port()}"
+    words = ["--coordinator", address, "--processes", "2", "--process", "0", "--wait", "1"]
+    done = run(place, *train("waiting"), *words)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"jaxeff: error: not all 2 processes came to the coordinator at {address} within 1 s")
+
+
+def test_a_mesh_that_leaves_a_process_out_is_refused_and_not_tried_again(place):
+    done = run(place, *launched(2, "small", restarts=2))
+    assert done.returncode == 2, done.stderr
+    assert (
+        "a mesh of 1 device(s) takes 1 of process 0, and needs as many of each of 2 processes: set mesh.data=2"
+        in done.stderr
+    )
+    assert "start again" not in done.stderr
