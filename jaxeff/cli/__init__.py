@@ -40,7 +40,8 @@ from jaxeff.cli import (
 )
 from jaxeff.cli.arguments import Parser
 from jaxeff.core.errors import UserError, warn
-from jaxeff.core.processes import LOST, leave, lost, several
+from jaxeff.core.lifeline import LOST
+from jaxeff.core.processes import leave, lost, several
 from jaxeff.train.signals import ends_in_time, on_signal
 
 COMMANDS = {

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from jaxeff.cli.arguments import seconds, whole
 from jaxeff.core.errors import UserError, nearest, warn
-from jaxeff.core.processes import LOST, VARIABLES, free_port
+from jaxeff.core.lifeline import LOST
+from jaxeff.core.processes import VARIABLES, free_port
 from jaxeff.train.signals import Stopped, on_signal
 
 TOGETHER = ("train", "eval")  # commands that several processes can do together

@@ -8,18 +8,20 @@ import contextlib
 import os
 import socket
 import sys
-import threading
 import time
 from typing import NamedTuple
 
 from jaxeff.core.errors import UserError, warn
+from jaxeff.core.lifeline import HELLO, Lifeline, gather, join
 
 WAIT = 60.0  # seconds for the others to come
-HEARTBEAT = 30  # seconds of silence after which a process counts as dead
-LOST = 75  # the exit status of a process that another one has left alone: that of a failure that may pass
+HEARTBEAT = 30  # seconds of silence after which a process counts as dead where its connection still stands
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--processes", "--process")
 CLUSTERS = ("slurm", "ompi", "gketpu", "gcetpu")  # those that answer without a package more
+
+
+_LIFELINES: list[Lifeline] = []  # of this process, where it has joined others
 
 
 class Place(NamedTuple):
@@ -44,11 +46,14 @@ def start(
     place = _place(Place(coordinator, processes, process))
     if place.processes in (None, 1):
         return 1
+    address = _address(place.coordinator)
     if place.process == 0:
-        _check_free(place.coordinator)
+        lifeline = gather(address, place.processes, wait, free_port())
     else:
-        _await(place.coordinator, wait)
-    _join(place, wait)
+        lifeline = join(address, place.process, place.processes, wait)
+    _join(place, lifeline.port)
+    lifeline.watch()
+    _LIFELINES.append(lifeline)
     return place.processes
 
 
@@ -68,6 +73,8 @@ def finish() -> None:
     if several():
         import jax
 
+        for lifeline in _LIFELINES:
+            lifeline.over = True
         jax.distributed.shutdown()
 
 
@@ -81,11 +88,13 @@ def leave(status: int) -> None:
 
 
 def lost(error: Exception) -> str | None:
-    """What an error says about another process that has ended, None for other errors."""
+    """What an error says about another process that has ended, None for other errors. The lifeline knows which, and ends this
+    process meanwhile if it can."""
     text = str(error)
     signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "coordination service", "heartbeat")
     if not several() or not any(sign.lower() in text.lower() for sign in signs):
         return None
+    time.sleep(HELLO)
     return (
         "another process of this run has ended, and this one cannot go on alone; what it said tells why; started again, all go"
         " on from the last checkpoint"
@@ -173,60 +182,20 @@ def _address(coordinator: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_free(coordinator: str) -> None:
-    """Raises UserError where another program listens on the coordinator's port of this machine."""
-    _, port = _address(coordinator)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(f"the coordinator cannot listen on port {port}: {error.strerror}; choose another") from None
-
-
-def _await(coordinator: str, wait: float) -> None:
-    """Returns once the coordinator listens: JAX itself would end the process where it does not."""
-    end = time.monotonic() + wait
-    while True:
-        try:
-            socket.create_connection(_address(coordinator), timeout=max(0.1, end - time.monotonic())).close()
-            return
-        except OSError as error:
-            if time.monotonic() >= end:
-                reason = error.strerror or str(error)
-                raise UserError(
-                    f"no coordinator at {coordinator} within {wait:g} s ({reason}): process 0 must run there; --wait SECONDS"
-                    " waits longer"
-                ) from None
-            time.sleep(0.1)
-
-
-def _join(place: Place, wait: float) -> None:
-    """Returns once all processes are there. Where they do not come in time, it says so and ends this process with status 2: the
-    call that waits for them does not come back."""
+def _join(place: Place, port: int) -> None:
+    """JAX's own meeting: all are there, so that it takes no time."""
     import jax
 
-    late = threading.Timer(wait, _give_up, (place, wait))
-    late.daemon = True
-    late.start()
+    host, _ = _address(place.coordinator)
     # The signals that a run hears are its own affair: see jaxeff.train.signals.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
-        place.coordinator,
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         place.processes,
         place.process,
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
-        initialization_timeout=round(wait) + HEARTBEAT,
+        initialization_timeout=HEARTBEAT,
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=HEARTBEAT,
     )
-    late.cancel()
-
-
-def _give_up(place: Place, wait: float) -> None:
-    warn(
-        f"error: not all {place.processes} processes came to the coordinator at {place.coordinator} within {wait:g} s; start one"
-        " with each --process, or wait longer with --wait SECONDS"
-    )
-    os._exit(2)
