@@ -47,6 +47,25 @@ def state_before(kept: jax.Array, added: jax.Array, state: jax.Array) -> jax.Arr
     return kept * state + added
 
 
+def decaying(
+    form: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    log_kept: jax.Array,
+    state: jax.Array,
+    reset_BT: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(y of this slice, the state after the last slice) of a recurrence that multiplies numbers of its state by gates and adds.
+
+    form: (y, the state after this slice), given the state before this slice. log_kept: the sum of the logarithms of the slice's
+    gates, broadcasts to the state. state: before the first slice. reset_BT: where it is zeroed; a row's reset keeps nothing.
+    """
+    kept, added = jnp.exp(log_kept), form(jnp.zeros_like(state))[1]
+    if reset_BT is not None:
+        resets_B = jnp.any(reset_BT, axis=1)
+        kept = jnp.where(resets_B.reshape(-1, *(1,) * (kept.ndim - 1)), 0.0, kept)
+    y, state = form(state_before(kept, added, state))
+    return y, last(state)
+
+
 def whole(summary: Summary, join: Callable[[Summary, Summary], Summary]) -> Summary:
     """The summary of all slices, on each."""
     return last(_upto(summary, join))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
 from jaxeff.ops.pieces import in_pieces, piece
 
@@ -61,18 +62,47 @@ def delta_rule(
     B, T, H, C = q_BTHC.shape
     if state_BHCE is None:
         state_BHCE = jnp.zeros((B, H, C, v_BTHE.shape[-1]), jnp.float32)
-    arrays, state_BHCE = (q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT), state_BHCE.astype(jnp.float32)
     if form is delta_rule_reference or T == 1:
-        o_BTHE, state_BHCE = _scan(*arrays, state_BHCE)
+        run = _scan
     else:
-        run = functools.partial(_chunked, size=min(chunk, 1 << (T - 1).bit_length()))
-        o_BTHE, state_BHCE = in_pieces(run, arrays, state_BHCE, piece(B * H * C, T, chunk), recompute)
+        run = functools.partial(_pieces, chunk=chunk, recompute=recompute)
+    form = lambda v_BTHE, state_BHCE: run(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE)  # noqa: E731
+    of_text = functools.partial(_after_slices, form) if sequence.sliced() else form
+    o_BTHE, state_BHCE = of_text(v_BTHE, state_BHCE.astype(jnp.float32))
     return o_BTHE.astype(q_BTHC.dtype), state_BHCE
 
 
 def delta_rule_reference(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a=None, state_BHCE=None, reset_BT=None):
     """The recurrence as a scan over time; arguments and results as for `delta_rule`."""
     return delta_rule(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT, impl="reference")
+
+
+def _after_slices(form, v_BTHE, state_BHCE):
+    """`form` of the state that the slices before this one leave, and the state after the last slice; see `core.sequence`.
+
+    It is linear in values and state: C more of them, which start as the unit matrix and to which nothing is added, find what
+    the slice makes of any state before it and what its tokens read of that.
+    """
+    B, T, H, _ = v_BTHE.shape
+    C = state_BHCE.shape[2]
+    unit_BHCC = jnp.broadcast_to(jnp.eye(C)[None, None], (B, H, C, C))
+    empty_BHCE = jnp.zeros_like(state_BHCE)
+    o, after = form(_beside(jnp.zeros((B, T, H, C), v_BTHE.dtype), v_BTHE), _beside(unit_BHCC, empty_BHCE))
+    (read_BTHC, o_BTHE), own = (tuple(jnp.split(x, [C], axis=-1)) for x in (o, after))
+    state_BHCE = _mapped(sequence.before(own, _then, (unit_BHCC, empty_BHCE)), state_BHCE)
+    o_BTHE = o_BTHE + jnp.einsum("bthc,bhce->bthe", read_BTHC, state_BHCE)
+    return o_BTHE, sequence.last(_mapped(own, state_BHCE))
+
+
+def _mapped(map_, state_BHCE):
+    """M S + B of the state S, for the map (M, B)."""
+    M_BHCC, B_BHCE = map_
+    return M_BHCC @ state_BHCE + B_BHCE
+
+
+def _then(earlier, later):
+    """The map that applies one after the other."""
+    return later[0] @ earlier[0], _mapped(later, earlier[1])
 
 
 def _check(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT):
@@ -97,6 +127,14 @@ def _check(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, state_BHCE, reset_BT):
 def _with_channels(log_a, q):
     """log a [..., H, A], where q is [..., H, C]; None stays None."""
     return None if log_a is None else log_a.reshape(*q.shape[:-1], -1)
+
+
+def _pieces(q_BTHC, *others, chunk: int, recompute: bool):
+    """The chunked form, over pieces of a long text; arguments as for `_scan`."""
+    *others, state_BHCE = others
+    B, T, H, C = q_BTHC.shape
+    run = functools.partial(_chunked, size=min(chunk, 1 << (T - 1).bit_length()))
+    return in_pieces(run, (q_BTHC, *others), state_BHCE, piece(B * H * C, T, chunk), recompute)
 
 
 def _scan(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE):
@@ -201,7 +239,7 @@ def _levels(log_a):
 
 
 def _beside(x, y):
-    """Channels of two [..., I, C] as [..., I, 2C]."""
+    """Channels of two [..., I, C] and [..., I, E] as [..., I, C + E]."""
     return jnp.concatenate([x, y], axis=-1)
 
 

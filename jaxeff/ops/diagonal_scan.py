@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
 from jaxeff.core.target import platform
 
@@ -54,7 +55,8 @@ def diagonal_scan(
     else:
         run = functools.partial(_fast, None if platform() == "cpu" else min(chunk, T))
         run = jax.checkpoint(run) if recompute else run
-    h_BTD, state_BD = run(log_a_BTD, x_BTD, state_BD, reset_BT)
+    form = lambda state_BD: run(log_a_BTD, x_BTD, state_BD, reset_BT)  # noqa: E731
+    h_BTD, state_BD = _after_slices(form, log_a_BTD, state_BD, reset_BT) if sequence.sliced() else form(state_BD)
     return h_BTD.astype(x_BTD.dtype), state_BD
 
 
@@ -62,6 +64,11 @@ def diagonal_scan_reference(log_a_BTD, x_BTD, state_BD=None, reset_BT=None):
     """The recurrence as a scan over time; arguments and results as for `diagonal_scan`."""
     h_BTD, state_BD = _scan(log_a_BTD, x_BTD, _check(log_a_BTD, x_BTD, state_BD, reset_BT), reset_BT)
     return h_BTD.astype(x_BTD.dtype), state_BD
+
+
+def _after_slices(form, log_a_BTD, state_BD, reset_BT):
+    """`form` of the state that the slices before this one leave, and the state after the last slice; see `core.sequence`."""
+    return sequence.decaying(form, jnp.sum(log_a_BTD.astype(jnp.float32), axis=1), state_BD, reset_BT)
 
 
 def _check(log_a_BTD, x_BTD, state_BD, reset_BT):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
 from jaxeff.core.target import platform
 
@@ -61,7 +62,9 @@ def selective_scan(
         # One kernel a chunk, and none a token: what a launch costs. A CPU gains nothing by it.
         run = functools.partial(_chunked, size, 1 if platform() == "cpu" else size)
         run = jax.checkpoint(run) if recompute else run
-    y_BTD, state_BDN = run(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, state_BDN, reset_BT)
+    form = lambda state_BDN: run(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, state_BDN, reset_BT)  # noqa: E731
+    after = _after_slices(form, dt_BTD, a_DN, state_BDN, reset_BT) if sequence.sliced() else form(state_BDN)
+    y_BTD, state_BDN = after
     return y_BTD.astype(x_BTD.dtype), state_BDN
 
 
@@ -70,6 +73,12 @@ def selective_scan_reference(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, state_BDN=None, 
     state_BDN = _check(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, state_BDN, reset_BT)
     y_BTD, state_BDN = _scan(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, state_BDN, reset_BT)
     return y_BTD.astype(x_BTD.dtype), state_BDN
+
+
+def _after_slices(form, dt_BTD, a_DN, state_BDN, reset_BT):
+    """`form` of the state that the slices before this one leave, and the state after the last slice; see `core.sequence`."""
+    time_BD = jnp.sum(dt_BTD.astype(jnp.float32), axis=1)
+    return sequence.decaying(form, time_BD[..., None] * a_DN.astype(jnp.float32)[None], state_BDN, reset_BT)
 
 
 def _check(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, state_BDN, reset_BT):

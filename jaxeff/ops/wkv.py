@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
 from jaxeff.core.target import platform
 
@@ -84,6 +85,7 @@ def wkv(
     else:
         run = functools.partial(form, size=chunk)
         run = jax.checkpoint(run) if recompute else run
+    run = functools.partial(_after_slices, run) if sequence.sliced() else run
     return _checked(run, k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT)
 
 
@@ -109,6 +111,24 @@ def _checked(form, k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT
         reset_BT = reset_BT & valid_BT
     y_BTD, state = form(k_BTD, v_BTD, log_decay_D, bonus_D.astype(jnp.float32), state, reset_BT, valid_BT)
     return y_BTD.astype(k_BTD.dtype), state
+
+
+def _after_slices(form, k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT):
+    """`form` of the state that the slices before this one leave, and the state after the last slice; see `core.sequence`."""
+    B, T, D = k_BTD.shape
+    real_BT = jnp.ones((B, T), bool) if valid_BT is None else valid_BT
+    reset_TB = jnp.zeros((T, B), bool) if reset_BT is None else reset_BT.T
+    k_TBD, v_TBD = (jnp.moveaxis(x.astype(jnp.float32), 1, 0) for x in (k_BTD, v_BTD))
+    own = jax.checkpoint(_sums)(log_decay_D, k_TBD, v_TBD, reset_TB, real_BT.T)  # keeps nothing but its arguments
+
+    def join(earlier, later):
+        (state, n_B, passes_B), (_, more_B, passes_on_B) = earlier, later
+        return _carried(log_decay_D, state, later), n_B + more_B, passes_B & passes_on_B
+
+    nothing = empty_wkv(B, D), jnp.zeros((B,), jnp.float32), jnp.ones((B,), bool)
+    state = _carried(log_decay_D, state, sequence.before(own, join, nothing))
+    y_BTD, state = form(k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT)
+    return y_BTD, sequence.last(state)
 
 
 def _scan(k_BTD, v_BTD, log_decay_D, bonus_D, state, reset_BT, valid_BT):
@@ -204,26 +224,32 @@ def _block(log_decay_D, bonus_D, state, tokens):
 
 def _carry(log_decay_D, state, k, v, reset, real):
     """(state after the block, the states [B, N, D] that enter its chunks); real: no padding, none after the end either."""
-    left, passes = real, None  # what is left of a chunk at its end, and whether a state passes through
+    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), _sums(log_decay_D, k, v, reset, real))
+    state, entering = jax.lax.scan(lambda state, sums: (_carried(log_decay_D, state, sums), state), state, by_chunk)
+    return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), entering)
+
+
+def _sums(log_decay_D, k, v, reset, real):
+    """What the tokens [S, ...] of each chunk do to the state before them: (what they add, how many there are, whether a state
+    passes through, None for all)."""
+    left, passes = real, None  # what is left of a chunk at its end
     if reset is not None:
         left, passes = real & (_after(reset) == 0), ~jnp.any(reset, axis=0)
-    exponent = k + _after(real)[..., None] * log_decay_D[None, None, None]
+    exponent = k + _after(real)[..., None] * log_decay_D.reshape((1,) * real.ndim + (-1,))
     exponent = jnp.where(left[..., None], exponent, NOTHING)
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(exponent, axis=0), EMPTY))
     weight = jnp.exp(exponent - top[None])
     added = WKVState(top, jnp.sum(weight * v, axis=0), jnp.sum(weight, axis=0))
+    return added, jnp.sum(real, axis=0, dtype=jnp.float32), passes
 
-    def add(state, chunk):
-        added, count_B, passes_B = chunk
-        top = state.top + count_B[:, None] * log_decay_D[None]
-        if passes_B is not None:
-            top = jnp.where(passes_B[:, None], top, NOTHING)
-        return _add(state._replace(top=top), added), state
 
-    count = jnp.sum(real, axis=0, dtype=jnp.float32)
-    by_chunk = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (added, count, passes))
-    state, entering = jax.lax.scan(add, state, by_chunk)
-    return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), entering)
+def _carried(log_decay_D, state, sums):
+    """The state after tokens of which `_sums` says what they do."""
+    added, count_B, passes_B = sums
+    top = state.top + count_B[:, None] * log_decay_D[None]
+    if passes_B is not None:
+        top = jnp.where(passes_B[:, None], top, NOTHING)
+    return _add(state._replace(top=top), added)
 
 
 def _after(which):

@@ -73,7 +73,7 @@ def state_of(mixer, params):
 
 
 PENDING = {
-    "gqa", "mha", "mqa", "window", "deltanet", "gated_deltanet", "gated_deltaproduct", "kda", "mamba", "rglru", "rwkv4", "rwkv7",
+    "gqa", "mha", "mqa", "window",
 }  # fmt: skip
 
 
