@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import sequence
 from jaxeff.ops.segments import Row, Tokens, empty_row
 
 
@@ -41,7 +42,11 @@ def empty(shapes: Any, batch: int, slots: int, dtype) -> Cache:
 
 
 def write(cache: Cache, values: Any, tokens: Tokens, row: Row) -> Cache:
-    """The cache with the tokens that are not padding in the next slots of the ring; `row` is the one after them."""
+    """The cache with the tokens that are not padding in the next slots of the ring; `row` is the one after them. Those of a slice
+    of a text (see `core.sequence`) are written with those of all others: each device has the cache after the text."""
+    if sequence.sliced():
+        whole = lambda tree: jax.tree.map(sequence.gathered, tree)  # noqa: E731
+        values, tokens = whole(values), tokens._replace(segment=whole(tokens.segment), position=whole(tokens.position))
     batch, slots = cache.position.shape
     valid_BT = tokens.segment != 0
     order_BT = cache.written[:, None] + jnp.cumsum(valid_BT, axis=1) - 1

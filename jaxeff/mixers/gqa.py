@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Spec, residual
 from jaxeff.mixers import cache
@@ -21,6 +22,8 @@ from jaxeff.mixers.heads import head_count, head_width
 from jaxeff.mixers.norm import Norm
 from jaxeff.mixers.state import check_state
 from jaxeff.ops.attention import IMPLEMENTATIONS, attention, attention_with_lse
+from jaxeff.ops.attention_block import merged
+from jaxeff.ops.attention_slices import CONTEXTS, Context, attention_slices
 from jaxeff.ops.rope import Rope, rope
 from jaxeff.ops.segments import Tokens
 
@@ -34,7 +37,10 @@ class GQA:
     how far a query sees, itself always. rope None: no positions (NoPE). qk_norm: a norm of q and k before the rotation, of each
     head, or over all heads together ("all", OLMo 2). biases: names among q, k, v, o. scale: of the scores, C**-0.5 if None.
     softcap: s -> c tanh(s / c) on the scores. impl: see `ops.attention.attention`; for the whole sequence, as a cache has
-    positions, which kernels do not take.
+    positions, which kernels do not take. context: how a text that is cut into slices over devices is attended to, by "gather", one
+    exchange of keys and values before, or by a "ring" of them, which for long texts without a window takes less memory and,
+    causal, half the FLOPs; "gather" is the default for its one exchange, and as under a window it brings no more than the window
+    reaches. See `ops.attention_slices`.
 
     Cost per token: 2 x parameters + 4 T H C FLOPs (half of the T term when causal blocks are skipped) in training; in decoding
     the same with T the cache's length. State: 2 S K C numbers per sequence, S = min(max_len, left + 1).
@@ -59,6 +65,7 @@ class GQA:
     scale: float | None = None
     softcap: float | None = None
     impl: str | None = None
+    context: Context = "gather"
 
     def __post_init__(self):
         at_least_one(self, "d_model", "n_heads", "n_kv_heads", "head_dim")
@@ -70,6 +77,7 @@ class GQA:
             raise ValueError(f"GQA.qk_norm_over must be 'head' or 'all', found {self.qk_norm_over!r}")
         if self.impl is not None:
             lookup(IMPLEMENTATIONS, self.impl, "attention implementation")
+        lookup(CONTEXTS, self.context, "way to attend to a text in slices")
         if self.d_model is not None:
             self.specs()
 
@@ -128,29 +136,42 @@ class GQA:
         check_state(self, state, x_BTD)
         tokens, row = ctx.tokens(x_BTD, None if state is None else state.row)
         q_BTHC, k_BTKC, v_BTKC = self._project(params, x_BTD, tokens.position)
-        options = dict(
-            causal=self.causal, window=self.window, scale=self.scale, softcap=self.softcap,
-            partitioned=ctx.mesh is not None and ctx.mesh.size > 1,
-        )  # fmt: skip
+        options = dict(causal=self.causal, window=self.window, scale=self.scale, softcap=self.softcap)
         if state is None:
-            # Order in the row is order in time, also when positions restart in each segment: blocks can be skipped.
-            o_BTHC = attention(
-                q_BTHC, k_BTKC, v_BTKC, **options, impl=self.impl,
-                segment_ids_BT=tokens.segment, kv_segment_ids_BS=tokens.segment,
-            )  # fmt: skip
+            if sequence.sliced():
+                o_BTHC, _ = self._in_slices(q_BTHC, k_BTKC, v_BTKC, tokens)
+            else:
+                # Order in the row is order in time, also when positions restart in each segment: blocks can be skipped.
+                o_BTHC = attention(
+                    q_BTHC, k_BTKC, v_BTKC, **options, impl=self.impl, segment_ids_BT=tokens.segment,
+                    kv_segment_ids_BS=tokens.segment, partitioned=ctx.mesh is not None and ctx.mesh.size > 1,
+                )  # fmt: skip
             return Out(project(params, "o", "bthc,hcd->btd", o_BTHC))
 
-        if self.window is None and x_BTD.shape[1] > state.slots:
-            raise ValueError(f"{x_BTD.shape[1]} tokens do not fit a cache of max_len={state.slots}")
-        kv = {"k": k_BTKC, "v": v_BTKC}
-        written = cache.write(state, kv, tokens, row)
+        time = x_BTD.shape[1] * (sequence.count() if sequence.sliced() else 1)
+        if self.window is None and time > state.slots:
+            raise ValueError(f"{time} tokens do not fit a cache of max_len={state.slots}")
+        written = cache.write(state, {"k": k_BTKC, "v": v_BTKC}, tokens, row)
         # One token overwrites exactly the slot that leaves the window, several may overwrite keys that the first of them needs.
-        if self.window is not None and x_BTD.shape[1] > 1:
-            o_BTHC = _beside_the_ring(q_BTHC, k_BTKC, v_BTKC, state, tokens, options)
+        if self.window is not None and time > 1:
+            if sequence.sliced():
+                own = self._in_slices(q_BTHC, k_BTKC, v_BTKC, tokens)
+            else:
+                # In the order of time, so that blocks outside of the window are skipped.
+                segments = dict(segment_ids_BT=tokens.segment, kv_segment_ids_BS=tokens.segment)
+                own = attention_with_lse(q_BTHC, k_BTKC, v_BTKC, **options, **segments)
+            o_BTHC = _beside_the_ring(own, q_BTHC, state, tokens, options)
         else:
-            o_BTHC = _from(written, q_BTHC, tokens, options, attention)
+            o_BTHC = _from(written, q_BTHC, tokens, options)[0]
         y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
         return Out(y_BTD if self.window is not None else cache.within(written, y_BTD), written)
+
+    def _in_slices(self, q_BTHC, k_BTKC, v_BTKC, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        """(o, lse) of the queries of a slice, with all of the text."""
+        return attention_slices(
+            q_BTHC, k_BTKC, v_BTKC, causal=self.causal, window=self.window, scale=self.scale, softcap=self.softcap,
+            segment_ids_BT=tokens.segment, context=self.context,
+        )  # fmt: skip
 
     def _project(self, params, x_BTD, position_BT):
         def head(name):
@@ -164,31 +185,23 @@ class GQA:
         return head("q"), head("k"), head("v")
 
 
-def _from(state: Cache, q_BTHC: jax.Array, tokens: Tokens, options, attend):
-    """Attention to what a cache holds, by `attention` or `attention_with_lse`."""
-    return attend(
+def _from(state: Cache, q_BTHC: jax.Array, tokens: Tokens, options) -> tuple[jax.Array, jax.Array]:
+    """(o, lse) of attention to what a cache holds."""
+    return attention_with_lse(
         q_BTHC, *(state.values[name].astype(q_BTHC.dtype) for name in "kv"), **options,
         segment_ids_BT=tokens.segment, kv_segment_ids_BS=state.segment,
         positions_BT=tokens.position, kv_positions_BS=state.position,
     )  # fmt: skip
 
 
-def _beside_the_ring(q_BTHC, k_BTKC, v_BTKC, state: Cache, tokens: Tokens, options) -> jax.Array:
-    """Attention to new tokens and to a ring from before them, merged. The new ones lie in the order of time, so that blocks outside
-    of the window are skipped; the ring is read only where it holds something."""
-    own_BTHC, own_BTH = attention_with_lse(
-        q_BTHC, k_BTKC, v_BTKC, **options, segment_ids_BT=tokens.segment, kv_segment_ids_BS=tokens.segment
-    )
+def _beside_the_ring(own: tuple[jax.Array, jax.Array], q_BTHC, state: Cache, tokens: Tokens, options) -> jax.Array:
+    """`own`, (o, lse) of attention to new tokens, merged with that to a ring from before them, which is read only where it holds
+    something."""
 
-    def merged():
-        old_BTHC, old_BTH = _from(state, q_BTHC, tokens, options, attention_with_lse)
-        top_BTH = jax.lax.stop_gradient(jnp.maximum(own_BTH, old_BTH))
-        top_BTH = jnp.where(jnp.isfinite(top_BTH), top_BTH, jnp.float32(0))  # padding sees nothing
-        own, old = (jnp.exp(lse - top_BTH)[..., None] for lse in (own_BTH, old_BTH))
-        o_BTHC = own * own_BTHC.astype(jnp.float32) + old * old_BTHC.astype(jnp.float32)
-        return (o_BTHC / jnp.maximum(own + old, jnp.finfo(jnp.float32).tiny)).astype(own_BTHC.dtype)
+    def both():
+        return merged(own, _from(state, q_BTHC, tokens, options))[0].astype(own[0].dtype)
 
-    return jax.lax.cond(jnp.any(state.segment != 0), merged, lambda: own_BTHC)
+    return jax.lax.cond(jnp.any(state.segment != 0), both, lambda: own[0])
 
 
 def MHA(d_model: int | None = None, **sizes) -> GQA:

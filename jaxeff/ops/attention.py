@@ -168,7 +168,7 @@ def choose(x: Inputs, options: Options, partitioned: bool) -> str:
 def visible(x: Inputs, options: Options) -> jax.Array:
     """bool [B or 1, T or 1, S]: which keys each query sees."""
     t, s = x.q.shape[1], x.k.shape[1]
-    t_BT1 = (jnp.arange(t, dtype=jnp.int32)[None] if x.positions is None else x.positions)[:, :, None]
+    t_BT1 = (options.first + jnp.arange(t, dtype=jnp.int32)[None] if x.positions is None else x.positions)[:, :, None]
     s_B1S = (jnp.arange(s, dtype=jnp.int32)[None] if x.kv_positions is None else x.kv_positions)[:, None, :]
     see = s_B1S >= 0
     if options.right is not None:

@@ -35,13 +35,14 @@ MAX_STRIPES = 8  # pieces of the program with different key lengths; each is a l
 class Options:
     """What is static about a call. A query at t sees the keys at [t - left, t + right], None: without limit; right = 0 is
     causal, and a left side never stands without a right one. `implicit`: positions are indices, so that blocks can be
-    skipped."""
+    skipped, and the first query stands at key number `first`."""
 
     left: int | None
     right: int | None
     scale: float
     softcap: float | None
     implicit: bool
+    first: int = 0
 
 
 class Inputs(NamedTuple):
@@ -89,19 +90,20 @@ def plan(t: int, s: int, options: Options) -> tuple[int, list[Stripe]]:
     size = -(-t // n)
     size = -(-size // 8) * 8 if n > 1 else size
     n = -(-t // size)
-    left, right = options.left, options.right
+    left, right, first_query = options.left, options.right, options.first
     if not options.implicit or right is None or right >= s:
         return size, [Stripe(0, n, (0,) * n, s)]
     if left is not None and left + size + right < s:
         # A band: every block sees equally many keys, further along each time.
         length = left + size + right
-        starts = tuple(max(0, min(i * size - left, s - length)) for i in range(n))
+        starts = tuple(max(0, min(first_query + i * size - left, s - length)) for i in range(n))
         return size, [Stripe(0, n, starts, length)]
     # At least two blocks a stripe, so that each stays a loop: see the module docstring.
     count = max(1, min(n // 2, MAX_STRIPES))
     bounds = [n * i // count for i in range(count + 1)]
     stripes = zip(bounds[:-1], bounds[1:], strict=True)
-    return size, [Stripe(first, end, (0,) * (end - first), min(s, end * size + right)) for first, end in stripes]
+    seen = lambda end: min(s, first_query + end * size + right)  # noqa: E731
+    return size, [Stripe(first, end, (0,) * (end - first), seen(end)) for first, end in stripes]
 
 
 def visible(rows: Rows, keys: Keys, options: Options) -> jax.Array:
@@ -178,7 +180,7 @@ def prepare(inputs: Inputs, options: Options):
     t, s, kv_heads, groups = q.shape[1], k.shape[1], k.shape[2], q.shape[2] // k.shape[2]
     size, stripes = plan(t, s, options)
     n = stripes[-1].end
-    positions = jnp.arange(t, dtype=jnp.int32)[None] if positions is None else positions
+    positions = options.first + jnp.arange(t, dtype=jnp.int32)[None] if positions is None else positions
     kv_positions = jnp.arange(s, dtype=jnp.int32)[None] if kv_positions is None else kv_positions
     scaled = (q.astype(jnp.float32) * options.scale).astype(q.dtype)
     rows = Rows(
@@ -251,6 +253,13 @@ def forward(inputs: Inputs, options: Options):
 
 def backward(options: Options, residuals, cotangents):
     """Cotangents of q, k and v; none for the integers."""
+    inputs, found = residuals[0], gradients(options, residuals, cotangents)
+    return (Inputs(*(g.astype(like.dtype) for g, like in zip(found, inputs[:3], strict=True))),)
+
+
+def gradients(options: Options, residuals, cotangents) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq, dk, dv) in float32, in the shapes of q, k and v. residuals: (inputs, o, lse in blocks). Where o and lse are those of
+    more keys than the inputs hold, these are the parts of the gradients that the inputs' keys have in them."""
     (inputs, o, lse), (do, dlse_BTH) = residuals, cotangents
     q, k, v, *_ = inputs
     stripes, size, rows, keys = prepare(inputs, options)
@@ -269,8 +278,19 @@ def backward(options: Options, residuals, cotangents):
     zero = lambda width: jnp.zeros((b, kv_heads, width, s), jnp.float32)  # noqa: E731
     (dk, dv), dq = over_blocks(body, (zero(c), zero(e)), stripes, (rows, lse, delta, do))
     dq = unblock(dq, t, h // kv_heads) * options.scale
-    back = lambda x, like: x.transpose(0, 3, 1, 2).astype(like.dtype)  # noqa: E731
-    return (Inputs(dq.astype(q.dtype), back(dk, k), back(dv, v)),)
+    return dq, dk.transpose(0, 3, 1, 2), dv.transpose(0, 3, 1, 2)
 
 
 attention_block.defvjp(forward, backward)
+
+
+def merged(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(o [B, T, H, E], lse [B, T, H]) in float32, of attention to two disjoint sets of keys, each given as such a pair. A query
+    that sees neither has o = 0, lse = -inf."""
+    (one_o, one_lse), (other_o, other_lse) = one, other
+    top_BTH = jax.lax.stop_gradient(jnp.maximum(one_lse, other_lse))
+    top_BTH = jnp.where(jnp.isfinite(top_BTH), top_BTH, jnp.float32(0))
+    p, r = jnp.exp(one_lse - top_BTH), jnp.exp(other_lse - top_BTH)
+    o_BTHE = p[..., None] * one_o.astype(jnp.float32) + r[..., None] * other_o.astype(jnp.float32)
+    total_BTH = p + r
+    return o_BTHE / jnp.maximum(total_BTH, jnp.finfo(jnp.float32).tiny)[..., None], top_BTH + jnp.log(total_BTH)
