@@ -88,6 +88,8 @@ def _started(args: argparse.Namespace, logs: Path) -> Iterator[list[subprocess.P
     try:
         for i in range(args.processes):
             place = dict(zip(VARIABLES, (address, str(args.processes), str(i))))
+            if args.processes > 1:  # of several GPUs each process has its own, unless somebody says otherwise
+                place["JAX_LOCAL_DEVICE_IDS"] = os.environ.get("JAX_LOCAL_DEVICE_IDS", str(i))
             with _output(i, logs) as output:
                 processes.append(
                     subprocess.Popen(

@@ -1,6 +1,8 @@
 """Several processes train as one does, on any number of them, and end together: `jaxeff train` on each, or `jaxeff launch`."""
 
+import concurrent.futures
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from jaxeff.cli import main
-from jaxeff.core.lifeline import LOST
-from jaxeff.core.processes import free_port
+from jaxeff.core.errors import UserError
+from jaxeff.core.lifeline import LOST, gather, join
+from jaxeff.core.processes import Place, _place, free_port
 from jaxeff.train.loop import fit
 from jaxeff.train.workdir import read_metrics
 from tests.train.tiny import CONFIG, command, environment, experiment, run, stop_after
@@ -150,6 +153,70 @@ def test_a_coordinator_that_nobody_comes_to(place):
     done = run(place, *train("waiting"), *words)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("jaxeff: error: process 1 of 2 did not come within 1 s; --wait SECONDS waits longer")
+
+
+ALONE = Place()
+# What the environment says of a cluster, and flags; where this process stands.
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[03-04]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}
+PLACES = {
+    "nothing": ({}, ALONE, ALONE),
+    "one of SLURM": (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, ALONE, ALONE),
+    "SLURM, a device each": (SLURM | {"SLURM_STEP_NUM_NODES": "2"}, ALONE, Place("node03:61447", 4, 3, [1])),
+    "SLURM, a host each": (SLURM | {"SLURM_STEP_NUM_NODES": "4"}, ALONE, Place("node03:61447", 4, 3)),
+    "SLURM, and told to be alone": (SLURM, Place(processes=1), Place(processes=1)),
+    "Open MPI, a host each": (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, ALONE, Place("10.96.0.1:62624", 2, 1)),
+    "another port": (SLURM | {"JAX_COORDINATOR_PORT": "99"}, ALONE, Place("node03:99", 4, 3, [1])),
+    "variables": (
+        {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+        ALONE,
+        Place("a:1", 2, 1),
+    ),
+    "flags before variables, variables before a cluster": (
+        SLURM | {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_PROCESS_ID": "2"},
+        Place("[::1]:5"),
+        Place("[::1]:5", 4, 2, [1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_where_a_process_stands(name, monkeypatch):
+    environ, flags, expected = PLACES[name]
+    for variable in [*os.environ]:
+        if variable.startswith(("SLURM", "OMPI", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS", "TPU_")):
+            monkeypatch.delenv(variable)
+    for variable, value in environ.items():
+        monkeypatch.setenv(variable, value)
+    assert _place(flags) == expected
+
+
+def test_a_variable_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID must be a whole number, found 'first'"):
+        _place(ALONE)
+
+
+def test_two_processes_of_one_number_are_refused():
+    address = ("127.0.0.1", free_port())
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(gather, address, 3, 20.0, 1)
+        others = [pool.submit(join, address, 1, 3, 20.0) for _ in range(2)]
+        refused = [future.exception() for future in (first, *others)]
+    assert all(
+        isinstance(error, UserError) and "a process says that it is 1 of 3" in str(error) for error in refused
+    ), refused
 
 
 def test_a_mesh_that_leaves_a_process_out_is_refused_and_not_tried_again(place):
