@@ -135,24 +135,22 @@ def test_the_other_ends_when_one_is_killed(killed, place):
     assert left.returncode in ENDED, err
 
 
-def test_a_coordinator_that_is_not_there(place, capsys, monkeypatch):
+def refused(capsys, workdir, process: int, address: str) -> str:
+    """The one line that says why a process of two does not begin."""
+    words = ["--coordinator", address, "--processes", "2", "--process", str(process), "--wait", "0.3"]
+    assert main([*train(workdir), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and not Path(workdir).exists()
+    return err
+
+
+def test_a_coordinator_that_is_not_there_or_that_nobody_comes_to(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     address = f"127.0.0.1:{free_port()}"
-    words = ["--coordinator", address, "--processes", "2", "--process", "1", "--wait", "0.3"]
-    assert main([*train("nowhere"), *words]) == 2
-    err = capsys.readouterr().err
-    assert (
-        err.startswith(f"jaxeff: error: no coordinator at {address} within 0.3 s (Connection refused)")
-        and err.count("\n") == 1
-    )
-
-
-def test_a_coordinator_that_nobody_comes_to(place):
-    address = f"127.0.0.1:{free_port()}"
-    words = ["--coordinator", address, "--processes", "2", "--process", "0", "--wait", "1"]
-    done = run(place, *train("waiting"), *words)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("jaxeff: error: process 1 of 2 did not come within 1 s; --wait SECONDS waits longer")
+    said = f"jaxeff: error: no coordinator at {address} within 0.3 s (Connection refused): process 0 must run there"
+    assert refused(capsys, "nowhere", 1, address).startswith(said)
+    said = "jaxeff: error: process 1 of 2 did not come within 0.3 s; --wait SECONDS waits longer\n"
+    assert refused(capsys, "nowhere", 0, address) == said
 
 
 ALONE = Place()
