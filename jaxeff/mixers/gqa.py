@@ -144,7 +144,7 @@ class GQA:
                 # Order in the row is order in time, also when positions restart in each segment: blocks can be skipped.
                 o_BTHC = attention(
                     q_BTHC, k_BTKC, v_BTKC, **options, impl=self.impl, segment_ids_BT=tokens.segment,
-                    kv_segment_ids_BS=tokens.segment, partitioned=ctx.mesh is not None and ctx.mesh.size > 1,
+                    kv_segment_ids_BS=tokens.segment, mesh=ctx.mesh, rules=ctx.rules,
                 )  # fmt: skip
             return Out(project(params, "o", "bthc,hcd->btd", o_BTHC))
 

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jaxeff.core.errors import nearest
+from jaxeff.core.sharding import RULES, Rules
 from jaxeff.ops.attention_block import Inputs, Options, attention_block
 from jaxeff.ops.attention_kernels import attention_cudnn, attention_splash, why_not_cudnn, why_not_splash
+from jaxeff.ops.attention_split import on_each_device, why_not_split
 
 MASK_LIMIT = 4096  # longest sequence for which cuDNN's [T, T] mask of segments is chosen unasked
 
@@ -33,7 +35,8 @@ def attention(
     positions_BT: jax.Array | None = None,
     kv_positions_BS: jax.Array | None = None,
     impl: str | None = None,
-    partitioned: bool = False,
+    mesh=None,
+    rules: Rules = RULES,
 ) -> jax.Array:
     """o [B, T, H, E] in v's dtype; query head h reads kv head h // G (Ainslie et al. 2023), keys are never repeated.
 
@@ -45,19 +48,21 @@ def attention(
     float32.
 
     impl: "block" (any backend, O(T) memory), "splash" (TPU), "cudnn" (GPU, 16-bit), "reference" (O(T S) memory), or None:
-    the fastest on the platform that the program is for (see `core.target`) whose conditions hold. partitioned: the program is
-    partitioned automatically over several devices: a kernel that cannot be split (splash) is not chosen, and asking for it is
-    an error, unless inside `shard_map`.
+    the fastest on the platform that the program is for (see `core.target`) whose conditions hold. mesh, rules (see
+    `core.sharding`): of a program that is partitioned over several devices; each of them then runs a kernel on its own rows and
+    heads, see `ops.attention_split`.
 
     Raises ValueError for shapes that do not fit, for a window that is no pair of integers from 0 or that looks ahead in
     causal attention, and for an `impl` that cannot serve this call, with the reason.
     """
     inputs = checked(Inputs(q_BTHC, k_BSKC, v_BSKE, positions_BT, kv_positions_BS, segment_ids_BT, kv_segment_ids_BS))
     options = options_of(inputs, causal, window, scale, softcap)
-    impl = choose(inputs, options, partitioned) if impl is None else known(impl)
-    if impl in REASONS and (reason := REASONS[impl](inputs, options, partitioned)):
+    impl = choose(inputs, options, mesh, rules) if impl is None else known(impl)
+    if impl not in REASONS:
+        return IMPLEMENTATIONS[impl](inputs, options)[0]
+    if reason := why_not(impl, inputs, options, mesh, rules):
         raise ValueError(f"attention(impl={impl!r}) {reason}")
-    return IMPLEMENTATIONS[impl](inputs, options)[0]
+    return on_each_device(IMPLEMENTATIONS[impl], inputs, options, mesh, rules)[0]
 
 
 def attention_with_lse(
@@ -74,12 +79,11 @@ def attention_with_lse(
     positions_BT: jax.Array | None = None,
     kv_positions_BS: jax.Array | None = None,
     impl: str | None = None,
-    partitioned: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """(o [B, T, H, E], lse [B, T, H] in float32), lse = -inf for a query that sees nothing; arguments as in `attention`.
 
     Attention over disjoint sets i of keys merges exactly: lse = log sum_i exp(lse_i), o = sum_i exp(lse_i - lse) o_i. Both
-    outputs have gradients; those of a query that sees nothing are zero. Both implementations can be split, whatever `partitioned`.
+    outputs have gradients; those of a query that sees nothing are zero. The partitioner can split both implementations.
 
     Raises ValueError as `attention` does, and for an `impl` other than "block" and "reference".
     """
@@ -153,16 +157,21 @@ def band(causal: bool, window) -> tuple[int | None, int | None]:
     return left, right
 
 
-def choose(x: Inputs, options: Options, partitioned: bool) -> str:
+def choose(x: Inputs, options: Options, mesh=None, rules: Rules = RULES) -> str:
     """The fastest implementation whose conditions hold."""
     t = x.q.shape[1]
     if t == 1:
         return "reference"  # one query against a cache: its scores are O(S), and its keys are best read where they lie
-    if not why_not_splash(x, options, partitioned):
+    if not why_not("splash", x, options, mesh, rules):
         return "splash"
-    if not why_not_cudnn(x, options, partitioned) and (x.segments is None or t <= MASK_LIMIT):
+    if not why_not("cudnn", x, options, mesh, rules) and (x.segments is None or t <= MASK_LIMIT):
         return "cudnn"
     return "block"
+
+
+def why_not(kernel: str, x: Inputs, options: Options, mesh=None, rules: Rules = RULES) -> str | None:
+    """Why this kernel cannot serve this call, or None."""
+    return REASONS[kernel](x, options) or why_not_split(x, mesh, rules)
 
 
 def visible(x: Inputs, options: Options) -> jax.Array:

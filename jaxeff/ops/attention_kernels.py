@@ -1,7 +1,7 @@
 """Attention by JAX's own kernels: splash attention (Pallas, TPU) and cuDNN's flash attention (GPU).
 
-Each has a `why_not_*`: the reason that it cannot serve a call, or None; partitioned: see `ops.attention.attention`. Both serve
-self-attention with implicit positions, and return (o, None): they keep the log-sum-exp to themselves.
+Each has a `why_not_*`: the reason that it cannot serve a call, or None. Both serve self-attention with implicit positions, and
+return (o, None): they keep the log-sum-exp to themselves. Under a mesh they stand inside `ops.attention_split.on_each_device`.
 B batch, T time, H query heads, K kv heads, C head dim, E value dim.
 """
 
@@ -25,14 +25,12 @@ def not_self_attention(x: Inputs, options: Options) -> str | None:
     return None
 
 
-def why_not_splash(x: Inputs, options: Options, partitioned: bool) -> str | None:
+def why_not_splash(x: Inputs, options: Options) -> str | None:
     """Why splash attention cannot serve this call."""
     if platform() != "tpu":
         return f"needs a TPU; the program is for a {platform()}"
     if x.q.shape[1] % LANES:
         return f"needs a length of a multiple of {LANES}, found {x.q.shape[1]}"
-    if partitioned and not jax.sharding.get_abstract_mesh().manual_axes:
-        return "cannot be split: it must stand inside jax.shard_map where a program is partitioned over several devices"
     return not_self_attention(x, options)
 
 
@@ -67,8 +65,8 @@ def attention_splash(x: Inputs, options: Options, interpret: bool = False) -> tu
     return zero_padding(run(*heads_first, segments).swapaxes(1, 2), segments), None
 
 
-def why_not_cudnn(x: Inputs, options: Options, partitioned: bool) -> str | None:
-    """Why cuDNN's flash attention cannot serve this call. The partitioner knows how to split it."""
+def why_not_cudnn(x: Inputs, options: Options) -> str | None:
+    """Why cuDNN's flash attention cannot serve this call."""
     if platform() != "gpu":
         return f"needs an NVIDIA GPU; the program is for a {platform()}"
     (q, k, v), device = x[:3], jax.devices()[0]

@@ -14,7 +14,10 @@ from jaxeff.ops.attention import attention
 
 T, D = 256, 64
 KERNEL = "tpu_custom_call"
-ONE, MANY = (AbstractMesh((n, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4) for n in (1, 4))
+ONE, MANY, HEADS = (
+    AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    for sizes in ((1, 1, 1, 1), (4, 1, 1, 1), (1, 2, 2, 1))
+)
 
 
 def lowered(platform, mesh=None, length=T):
@@ -27,30 +30,19 @@ def lowered(platform, mesh=None, length=T):
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("mesh", [None, ONE], ids=["no mesh", "mesh of one"])
+@pytest.mark.parametrize("mesh", [None, ONE, MANY, HEADS], ids=["no mesh", "mesh of one", "rows", "heads"])
 def test_a_tpu_gets_its_kernel(mesh):
     assert KERNEL in lowered("tpu", mesh)
 
 
-@pytest.mark.parametrize("case", [("cpu", None, T), ("tpu", MANY, T), ("tpu", None, T + 1)], ids=str)
+@pytest.mark.parametrize("case", [("cpu", None, T), ("tpu", None, T + 1)], ids=str)
 def test_where_the_kernel_cannot_serve(case):
     assert KERNEL not in lowered(*case)
 
 
-def on_heads(**options):
-    """Attention of one head, asked to be the kernel."""
-    x_BTHC = jax.ShapeDtypeStruct((4, T, 1, 32), jnp.float32)
-    return jax.jit(lambda x: attention(x, x, x, impl="splash", **options)), x_BTHC
-
-
-def test_a_kernel_that_cannot_be_split_is_refused():
-    f, x_BTHC = on_heads(partitioned=True)
-    with lowering_for("tpu"), pytest.raises(ValueError, match="cannot be split: it must stand inside jax.shard_map"):
-        f.trace(x_BTHC)
-
-
 def test_a_kernel_serves_inside_shard_map():
-    f, x_BTHC = on_heads(partitioned=True)
+    x_BTHC = jax.ShapeDtypeStruct((4, T, 1, 32), jnp.float32)
+    f = jax.jit(lambda x: attention(x, x, x, impl="splash", mesh=MANY))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.P("data")
     inside = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False))

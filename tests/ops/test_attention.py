@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.core.sharding import make_mesh
 from jaxeff.core.target import lowering_for
 from jaxeff.ops import attention_block
-from jaxeff.ops.attention import attention, attention_reference, attention_with_lse, band
+from jaxeff.ops.attention import attention, attention_reference, attention_with_lse, band, choose
 from jaxeff.ops.attention_block import Inputs, Options, plan
 from jaxeff.ops.attention_kernels import attention_cudnn, attention_splash, why_not_cudnn
+from jaxeff.ops.attention_split import on_each_device, why_not_split
 from tests.closeness import assert_close
 
 B, H, K, C, E = 2, 4, 2, 8, 6
@@ -357,15 +359,53 @@ def test_cudnn_arguments(name):
         assert_close(with_gradients(f, *x), expected, 1e-5, name)
 
 
+@pytest.mark.parametrize(
+    "kv_heads, sizes",
+    [(2, dict(data=4)), (4, dict(tensor=4)), (2, dict(tensor=4)), (1, dict(fsdp=2, tensor=2)), (1, dict(sequence=4))],
+    ids=str,
+)
+def test_splash_kernel_on_each_device(kv_heads, sizes):
+    """Rows and heads cut over four devices, fewer kv heads than devices among them; gradients, too."""
+    t, mesh = 128, make_mesh(**sizes)
+    x, ids = arrays(t, b=4, h=4, k=kv_heads, c=16, e=16), segments(t, b=4)
+    splash = functools.partial(attention_splash, interpret=True)
+
+    def split(*x, ids):
+        options = static(scale=16**-0.5)
+        return on_each_device(splash, Inputs(*x, segments=ids, kv_segments=ids), options, mesh)[0]
+
+    for some in (ids, ids[:1], None):
+        expected = with_gradients(attention, *x, segment_ids_BT=some, impl="block")
+        assert_close(with_gradients(split, *x, ids=some), expected, 1e-5)
+
+
+def test_cudnn_arguments_on_each_device():
+    t, mesh = 64, make_mesh(data=2, tensor=2)
+    x, ids = arrays(t, c=8, e=8, k=1), segments(t)
+    cudnn = functools.partial(attention_cudnn, implementation="xla")
+    split = lambda *x: on_each_device(cudnn, Inputs(*x, segments=ids, kv_segments=ids), static(), mesh)[0]
+    assert_close(with_gradients(split, *x), with_gradients(attention_reference, *x, segment_ids_BT=ids), 1e-5)
+
+
+def test_heads_that_cannot_be_split_are_told():
+    x, mesh = Inputs(*arrays(128, h=12, k=3)[:3]), make_mesh(tensor=2)
+    assert "3 kv heads over 2 devices" in why_not_split(x, mesh)
+    assert why_not_split(x, make_mesh(data=2)) is None and why_not_split(x, None) is None
+    with lowering_for("tpu"):
+        assert choose(x, static()) == "splash" and choose(x, static(), mesh) == "block"
+        with pytest.raises(ValueError, match=r"impl='splash'\) cannot be split: 3 kv heads over 2 devices"):
+            jax.eval_shape(functools.partial(attention, impl="splash", mesh=mesh), *x[:3])
+
+
 def test_cudnn_sees_nothing_to_the_right(monkeypatch):
     """JAX's cuDNN attention has a left window only."""
     gpu = types.SimpleNamespace(client=types.SimpleNamespace(platform_version="CUDA"), compute_capability="9.0")
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
     inputs = Inputs(*arrays(8, e=C, dtype=jnp.bfloat16)[:3])
     with lowering_for("gpu"):
-        assert "nothing to the right" in why_not_cudnn(inputs, static(causal=False, window=(2, 3)), False)
+        assert "nothing to the right" in why_not_cudnn(inputs, static(causal=False, window=(2, 3)))
         for options in (dict(), dict(causal=False), dict(window=(2, 0)), dict(causal=False, window=(2, 0))):
-            assert why_not_cudnn(inputs, static(**options), True) is None
+            assert why_not_cudnn(inputs, static(**options)) is None
 
 
 @pytest.mark.parametrize(
