@@ -49,9 +49,9 @@ def segments(t) -> jax.Array:
     return jnp.asarray(ids)
 
 
-def slices(function, n=SLICES):
+def slices(function, mesh=None):
     """`function` of slices as one of texts."""
-    mesh = make_mesh(sequence=n)
+    mesh = make_mesh(sequence=SLICES) if mesh is None else mesh
     return jax.shard_map(
         function, mesh=mesh, in_specs=TEXT, out_specs=TEXT, axis_names={sequence.AXIS}, check_vma=False
     )
@@ -73,8 +73,8 @@ def on_one(options):
     return lambda q, k, v, ids: attention_with_lse(q, k, v, segment_ids_BT=ids, impl="reference", **options)
 
 
-def in_slices(options, context, n=SLICES):
-    return slices(lambda q, k, v, ids: attention_slices(q, k, v, segment_ids_BT=ids, context=context, **options), n)
+def in_slices(options, context, mesh=None):
+    return slices(lambda q, k, v, ids: attention_slices(q, k, v, segment_ids_BT=ids, context=context, **options), mesh)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -93,7 +93,12 @@ def test_slices_are_the_text(name):
 def test_other_numbers_of_slices(n):
     for t in (12 * n, 13 * n):
         expected = with_gradients(on_one({}), *arrays(t), segments(t))
-        assert_close(with_gradients(in_slices({}, "ring", n), *arrays(t), segments(t)), expected, 1e-5, f"T={t}")
+        assert_close(
+            with_gradients(in_slices({}, "ring", make_mesh(sequence=n)), *arrays(t), segments(t)),
+            expected,
+            1e-5,
+            f"T={t}",
+        )
 
 
 @pytest.mark.parametrize("context", ["ring", "gather"])
@@ -111,13 +116,24 @@ def test_bfloat16_is_near_float32():
     assert_close(found, with_gradients(on_one({}), *arrays(88), segments(88)), 1.5e-2)
 
 
+@pytest.mark.parametrize("other", ["data", "tensor"])
+@pytest.mark.parametrize("context", ["ring", "gather"])
+def test_rows_or_heads_are_cut_too(context, other):
+    """Slices over two devices, rows or heads over two, of which the operation knows nothing."""
+    t, mesh = 44, make_mesh(**{other: 2, "sequence": 2})
+    place = jax.NamedSharding(mesh, jax.P("data", "sequence", "tensor"))
+    cut = in_slices({}, context, mesh)
+    found = with_gradients(cut, *jax.device_put(arrays(t), place), segments(t))
+    assert_close(found, with_gradients(on_one({}), *arrays(t), segments(t)), 1e-5)
+
+
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_zigzag_is_an_early_and_a_late_half(n):
-    x_1T = jnp.arange(4 * n)[None]
-    found = np.asarray(jax.jit(slices(_zigzag, n))(x_1T)).reshape(n, 2, 2)
+    x_1T, mesh = jnp.arange(4 * n)[None], make_mesh(sequence=n)
+    found = np.asarray(jax.jit(slices(_zigzag, mesh))(x_1T)).reshape(n, 2, 2)
     halves = np.arange(4 * n).reshape(2 * n, 2)
     assert np.array_equal(found, np.stack([halves[:n], halves[::-1][:n]], axis=1))
-    assert np.array_equal(jax.jit(slices(lambda x: _unzigzag(_zigzag(x)), n))(x_1T), x_1T)
+    assert np.array_equal(jax.jit(slices(lambda x: _unzigzag(_zigzag(x)), mesh))(x_1T), x_1T)
 
 
 def test_a_ring_holds_two_slices_of_keys():
