@@ -21,6 +21,7 @@ for _name in ("evaluate", "train", "lab", "bench", "cli"):
 for _name in ("train", "lab", "bench", "cli"):
     ALLOWED[_name] |= {"transforms"}
 ALLOWED["cli"] |= {"plan", "interop", "surgery", "transforms"}
+ALLOWED["bench"] |= {"plan"}
 for _name in ("train", "bench"):
     ALLOWED[_name] |= {"interop"}  # public checkpoints
 ALLOWED |= {
@@ -28,7 +29,7 @@ ALLOWED |= {
     "data": {"core", "data"},
     "transforms": {"core", "ops", "mixers", "transforms"},
     "surgery": {"core", "ops", "mixers", "models", "transforms", "surgery"},
-    "plan": set(ROW[:7]) | {"data", "plan"},
+    "plan": set(ROW[:8]) | {"data", "plan"},
     "interop": set(ROW[:4]) | {"data", "transforms", "interop"},
 }
 HEAVY = (

@@ -2,7 +2,6 @@
 estimated time is matrix products; and a large model's with adapters, what memory it needs. B batch, T time, D model."""
 
 import dataclasses
-import os
 import time
 from typing import Any
 
@@ -10,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxeff.bench.cycles import estimated
 from jaxeff.bench.record import record
 from jaxeff.bench.training import Size, random_batch
 from jaxeff.bench.transforms import MIB, bytes_of, experiment
-from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.errors import lookup
 from jaxeff.core.precision import POLICIES
 from jaxeff.core.sharding import batch_sharding, make_mesh, shardings
 from jaxeff.core.spec import abstract, count
@@ -22,11 +20,11 @@ from jaxeff.core.target import lowering_for
 from jaxeff.evaluate.flops import memory
 from jaxeff.mixers.base import Ctx, bind
 from jaxeff.mixers.registry import MIXERS
+from jaxeff.plan.chips import chip_of, devices_of
+from jaxeff.plan.hlo import Module
 from jaxeff.train.step import make_step
 
 GIB = 2**30
-# What tells the compiler's library that the machine it is on is no TPU.
-ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
 def tpu(
@@ -35,16 +33,15 @@ def tpu(
     length: int = 4096,
     batch: int = 8,
     topology: str = "v5e:2x4",
-    clock: float = 1.5e9,
 ) -> dict:
     """The training step of every mixer compiled for a TPU that is not there: time, memory, share of matrix products.
 
     The gradient of one layer in bfloat16 with respect to parameters and input, weights and batch spread over all chips (fsdp).
-    Milliseconds are the compiler's cycles at `clock` Hz, without waiting for memory and other chips. Needs libtpu.
+    Milliseconds are the compiler's cycles at the chip's clock, without waiting for memory and other chips. Needs libtpu.
     """
     names = list(MIXERS) if mixers == "all" else mixers.split(",")
     devices = devices_of(topology)
-    mesh = make_mesh(fsdp=len(devices), devices=devices)
+    mesh, clock = make_mesh(fsdp=len(devices), devices=devices), chip_of(topology).clock
     rows = [_one(name, bind(lookup(MIXERS, name, "mixer")(), d_model), mesh, batch, length, clock) for name in names]
     least = min(rows, key=lambda row: row["matmul share"])
     return record(
@@ -114,18 +111,6 @@ def _adapted(method: str, size: Size, rank: int, mesh) -> dict[str, Any]:
     }
 
 
-def devices_of(topology: str) -> list:
-    """The chips of a TPU that need not be there, to compile for. Raises UserError without the compiler's library."""
-    from jax.experimental import topologies
-
-    os.environ.update({name: value for name, value in ALONE.items() if name not in os.environ})
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # the compiler's library is not there, or knows no such machine
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot compile for {topology!r}: {reason}; pip install libtpu") from error
-
-
 def _one(name: str, layer, mesh, batch: int, length: int, clock: float) -> dict[str, Any]:
     def loss(params, x_BTD):
         y_BTD = layer.apply(params, x_BTD, ctx=Ctx(mesh=mesh, policy=POLICIES["bfloat16"])).y
@@ -141,11 +126,12 @@ def _one(name: str, layer, mesh, batch: int, length: int, clock: float) -> dict[
         compiled = (
             jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x_BTD).lower(lowering_platforms=("tpu",)).compile()
         )
-    took, cycles = time.perf_counter() - start, estimated(compiled.as_text())
+    took = time.perf_counter() - start
+    products, others = Module(compiled.as_text()).cycles()
     return {
         "mixer": name,
-        "ms": 1e3 * cycles.total / clock,
-        "matmul share": cycles.matmul / cycles.total,
+        "ms": 1e3 * (products + others) / clock,
+        "matmul share": products / (products + others),
         "temporary GiB": memory(compiled)["temporary"] / GIB,
         "compiled in s": took,
     }

@@ -32,6 +32,7 @@ from jaxeff.cli import (
     launch,
     list,
     merge,
+    plan,
     record,
     report,
     runs,
@@ -62,6 +63,7 @@ COMMANDS = {
     "bench": bench,
     "list": list,
     "describe": describe,
+    "plan": plan,
     "env": env,
     "completion": completion,
 }

@@ -18,10 +18,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxeff.core.target import platform
 from jaxeff.core.tree import combine, partition
 from jaxeff.core.weight import einsum, is_weight
 
-LOGITS = 2**22  # float32 logits of a chunk, about: 16 MB
+# float32 logits of a chunk on one device, about. On a CPU they stay in its cache; elsewhere the head is read, its gradient added up
+# and, where the head is spread over devices, sent once a chunk, so that a few large ones are best: 256 MB.
+LOGITS = {"cpu": 2**22}
+LARGE = 2**26
 F32 = {"preferred_element_type": jnp.float32}
 
 
@@ -36,6 +40,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     chunk: int | None = None,
+    devices: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss_sum, aux): the objective summed over tokens with the weights `mask_BT`, in nats, float32.
 
@@ -43,7 +48,8 @@ def cross_entropy(
     outside of it. Logits are its product with x in x's dtype, summed in float32. aux, not differentiated: `nll_sum`, the negative
     log-likelihood alone (loss_sum without smoothing and z-loss), `correct_sum`, the weight of the tokens whose target is the
     likeliest (or one of them), and `n_targets`, the sum of the mask.
-    chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits.
+    chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits on each of `devices`, over which
+    x is spread, and 64 million where the program is not for a CPU.
 
     Raises ValueError for shapes that do not fit.
     """
@@ -54,7 +60,7 @@ def cross_entropy(
     if not is_weight(head) and (head.ndim != 2 or head.shape[axes.index("d")] != x_BTD.shape[2]):
         raise ValueError(f"cross_entropy: a head of shape {head.shape} does not fit hidden states {x_BTD.shape}")
     vocabulary = jax.eval_shape(functools.partial(logits, axes=axes), x_BTD[:, :1], head).shape[-1]
-    n = chunks(x_BTD.shape[:2], vocabulary, chunk)
+    n = chunks(x_BTD.shape[:2], vocabulary, chunk, devices)
     options = Options(n, axes, z_loss, label_smoothing, softcap)
     mask_BT = mask_BT.astype(jnp.float32)
     loss_sum, *told = summed(x_BTD, head, targets_BT, mask_BT, options)
@@ -82,11 +88,11 @@ def cross_entropy_reference(
     return jnp.sum(loss_BT * mask_BT.astype(jnp.float32))
 
 
-def chunks(shape_BT: tuple[int, int], vocabulary: int, chunk: int | None) -> int:
+def chunks(shape_BT: tuple[int, int], vocabulary: int, chunk: int | None, devices: int = 1) -> int:
     """N, the number of chunks."""
     b, t = shape_BT
     if chunk is None:
-        chunk = max(16, LOGITS // (b * vocabulary))
+        chunk = max(16, LOGITS.get(platform(), LARGE) * devices // (b * vocabulary))
     return -(-t // max(1, chunk))
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}  # of types whose name does not end in their width
 PRODUCTS = ("convolution", "dot")  # as which matrix products are compiled
-KERNELS = ("tpu_custom_call",)  # calls of which the compiler has no estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,18 +129,15 @@ class Module:
         if entry is None:
             raise ValueError("this is no text of an XLA module")
         self.entry = entry[1]
-        self._types = {i.name: i.type for body in self.computations.values() for i in body}
+        self.types = {i.name: i.type for body in self.computations.values() for i in body}
         self._frames = _frames(text)
 
     def stack(self, instruction: Instruction) -> list[Place]:
         """Where it comes from, the innermost call first; empty where the compiler made it of nothing in particular."""
         found, frame = [], instruction.frame
         while frame in self._frames:
-            place, parent = self._frames[frame]
+            place, frame = self._frames[frame]
             found.append(place)
-            if parent == frame:
-                break
-            frame = parent
         return found
 
     def walk(self, name: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
@@ -152,7 +148,7 @@ class Module:
             if instruction.opcode == "while":
                 yield from self.walk(body, times * self.turns(instruction))
             elif instruction.opcode == "conditional":
-                yield from self.walk(max(self._branches(instruction), key=self.cost), times)
+                yield from self.walk(max(self.branches(instruction), key=self.cost), times)
             elif instruction.opcode == "call":
                 yield from self.walk(instruction.called, times)
             else:
@@ -162,6 +158,21 @@ class Module:
     def cost(self, name: str) -> float:
         """The cycles of a computation."""
         return sum(times * (instruction.cycles or 0.0) for instruction, times in self.walk(name))
+
+    def cycles(self) -> tuple[float, float]:
+        """(of instructions that hold a matrix product, what is fused with it included; of all others). Raises ValueError where the
+        module has no estimates, and where it calls a kernel, of which the compiler has none."""
+        products = others = 0.0
+        for instruction, times in self.walk():
+            if is_kernel(instruction):
+                raise ValueError("the module calls a kernel, of which the compiler has no estimate")
+            cycles = times * (instruction.cycles or 0.0)
+            products, others = (
+                (products + cycles, others) if self.multiplies(instruction) else (products, others + cycles)
+            )
+        if not products + others:
+            raise ValueError("the module has no estimates: it was not compiled for a TPU")
+        return products, others
 
     def turns(self, loop: Instruction) -> int:
         """How often a loop turns."""
@@ -194,13 +205,39 @@ class Module:
         return sum(self._product(inner) for inner in self.inside(instruction) if inner.opcode in PRODUCTS)
 
     def moved(self, instruction: Instruction) -> int:
-        """Bytes between the chip and its main memory, at most: what it reads and what it writes, each array once."""
+        """Bytes between the chip and its main memory: what it reads and what it writes, each array once; of an array from which it
+        takes slices, or into which it writes one, those."""
         if instruction.opcode in FREE:
             return 0
-        types = [instruction.type, *(self._types.get(name, "") for name in instruction.operands)]
-        return sum(shape.bytes for text in types for shape in shapes(text) if shape.space == 0)
+        inner = self.computations.get(instruction.called, ()) if instruction.opcode == "fusion" else (instruction,)
+        root = inner[-1] if inner else instruction
+        written = self.types.get(root.operands[1], "") if root.opcode == "dynamic-update-slice" else instruction.type
+        total = _in_memory(written)
+        for n, name in enumerate(instruction.operands):
+            if _in_memory(self.types.get(name, "")):
+                total += self._read(inner, n) if instruction.opcode == "fusion" else self._taken(instruction, name)
+        return total
 
-    def _branches(self, instruction: Instruction) -> list[str]:
+    def _read(self, inner, n: int) -> int:
+        """Bytes that a fusion reads of its n-th operand."""
+        own = next((i for i in inner if i.opcode == "parameter" and i.operands == (str(n),)), None)
+        if own is None:
+            return 0
+        users = [i for i in inner if own.name in i.operands]
+        if users and all(user.opcode in TAKES and user.operands[0] == own.name for user in users):
+            return sum(self._taken(user, own.name) for user in users)
+        return _in_memory(own.type)
+
+    def _taken(self, user: Instruction, name: str) -> int:
+        """Bytes that one instruction reads of an operand."""
+        if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            return 0
+        return _in_memory(
+            self.types.get(name, ""), user.type if user.opcode in TAKES and user.operands[0] == name else None
+        )
+
+    def branches(self, instruction: Instruction) -> list[str]:
+        """The computations of which a conditional executes one."""
         listed = instruction.attribute(r"branch_computations=\{([^}]*)\}")
         if listed:
             return [name.strip(" %") for name in listed.split(",")]
@@ -208,13 +245,15 @@ class Module:
 
     def _product(self, instruction: Instruction) -> float:
         out = shapes(instruction.type)[0].dims
-        left, right = (shapes(self._types.get(name, ""))[0].dims for name in instruction.operands[:2])
+        left, right = (shapes(self.types.get(name, ""))[0].dims for name in instruction.operands[:2])
         if instruction.opcode == "dot":
             contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
             return 2.0 * math.prod(out) * math.prod(left[int(i)] for i in contracted.split(",") if i)
         return _convolution(instruction, left, right, out)
 
 
+TAKES = ("dynamic-slice", "slice", "gather", "dynamic-update-slice")  # what touches a part of its first operand
+KERNELS = ("tpu_custom_call",)  # calls of which the compiler has no estimate
 # What moves nothing: names for what is there, and ends of what was begun.
 FREE = (
     "parameter",
@@ -227,6 +266,19 @@ FREE = (
     "replica-id",
     "opt-barrier",
 )
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    """Whether it is a kernel, without an estimate of its cycles."""
+    return instruction.cycles is None and instruction.attribute(r'custom_call_target="([^"]*)"') in KERNELS
+
+
+def _in_memory(type: str, instead: str | None = None) -> int:
+    """Bytes of the arrays of a type that lie in main memory; instead: of as many numbers as another type has."""
+    held = [shape for shape in shapes(type) if shape.space == 0]
+    if instead is None or not held:
+        return sum(shape.bytes for shape in held)
+    return min(sum(shape.bytes for shape in held), sum(shape.bytes for shape in shapes(instead)))
 
 
 def _convolution(instruction: Instruction, left, right, out) -> float:
@@ -263,12 +315,16 @@ def _computations(text: str) -> Iterator[tuple[str, list[Instruction]]]:
         opened = not line.startswith(" ") and re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line)
         if opened:
             name, body = opened[1], []
-        elif line.startswith("}") and name is not None:
+        elif line.rstrip() == "}" and name is not None:
             yield name, body
             name = None
-        elif name is not None and (found := LINE.match(line)):
+        elif name is not None and not (found := LINE.match(line)) and body:
+            body[-1] = dataclasses.replace(
+                body[-1], rest=body[-1].rest + line
+            )  # a kernel's attributes take several lines
+        elif name is not None and found:
             inner, rest = _until_closed(line[found.end() :])
-            operands = (inner,) if found["opcode"] == "constant" else re.findall(r"%([\w.-]+)", inner)
+            operands = (inner,) if found["opcode"] in ("constant", "parameter") else re.findall(r"%([\w.-]+)", inner)
             body.append(Instruction(found["name"], found["opcode"], found["type"].strip(), tuple(operands), rest))
 
 
@@ -307,5 +363,8 @@ def _frames(text: str) -> dict[int, tuple[Place, int]]:
     for n, row in table("StackFrames").items():
         f = fields(row)
         if f.get("file_location_id") in places:
-            frames[n] = (places[f["file_location_id"]], f.get("parent_frame_id", n))
+            frames[n] = (
+                places[f["file_location_id"]],
+                f.get("parent_frame_id", 1) - 1,
+            )  # counted from 1, which is none
     return frames

@@ -1,0 +1,59 @@
+"""What a chip of each kind of TPU can do, from Google Cloud's documentation of TPU versions, and how its chips are linked.
+
+A link's figure is one direction of one of the links between neighbours, of which a chip has two for each dimension of its grid
+(1600, 4800 and 3584 Gbit/s a chip of v5e, v5p and v6e, over all of its links).
+"""
+
+import dataclasses
+import os
+
+from jaxeff.core.errors import UserError, lookup
+
+GIB = 2**30
+# What tells the compiler's library that the machine it is on is no TPU.
+ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """hbm: bytes of main memory. flops: of bfloat16 products a second. bandwidth: of main memory, bytes/s. link: bytes/s. closed:
+    how many chips along a dimension make it a ring, of which multiples do too where `cubes`. clock: cycles a second, at which the
+    matrix units reach `flops`."""
+
+    hbm: int
+    flops: float
+    bandwidth: float
+    link: float
+    closed: int
+    cubes: bool
+    clock: float
+
+
+CHIPS = {
+    "v5e": Chip(16 * GIB, 197e12, 0.82e12, 50e9, 16, False, 1.5e9),
+    "v5p": Chip(95 * GIB, 459e12, 2.77e12, 100e9, 4, True, 1.75e9),
+    "v6e": Chip(32 * GIB, 918e12, 1.64e12, 112e9, 16, False, 1.75e9),
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a topology such as "v5e:4x4". Raises UserError for an unknown kind and for a text of another form."""
+    kind, _, grid = topology.partition(":")
+    chip = lookup(CHIPS, kind, "kind of TPU")
+    if not all(side.isdecimal() and int(side) > 0 for side in grid.split("x")):
+        raise UserError(f"a topology is a kind of TPU and its grid, {kind}:4x4, found {topology!r}")
+    return chip
+
+
+def devices_of(topology: str) -> list:
+    """The chips of a TPU that need not be there, to compile for. Raises UserError for a topology that is none, and without the
+    compiler's library."""
+    from jax.experimental import topologies
+
+    chip_of(topology)
+    os.environ.update({name: value for name, value in ALONE.items() if name not in os.environ})
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # the compiler's library is not there, or knows no such machine
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cannot compile for {topology!r}: {reason}; pip install 'jaxeff[plan]'") from error
