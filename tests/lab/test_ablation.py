@@ -74,6 +74,13 @@ def no_costs(monkeypatch):
     monkeypatch.setattr("jaxeff.lab.run.measure", measure)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports whose figures stay undrawn, as drawing takes longer than all else here."""
+    monkeypatch.setattr("jaxeff.lab.report.inline", lambda plot: [])
+    monkeypatch.setattr("jaxeff.lab.take_along.files", lambda plot: {})
+
+
 EVERY = [(m, p) for m in ("mha", "mqa") for p in ("lr-0.001", "lr-0.01", "seed-0", "seed-1")]
 
 
@@ -90,7 +97,7 @@ def test_models_are_the_outer_loop_and_every_part_is_run_once(tmp_path, no_costs
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 5, 7])
-def test_an_interrupted_ablation_goes_on_with_what_is_missing(tmp_path, no_costs, n):
+def test_an_interrupted_ablation_goes_on_with_what_is_missing(tmp_path, no_costs, no_figures, n):
     first, second = Table(stop_after=n), Table()
     with pytest.raises(KeyboardInterrupt):
         run(small(), tmp_path, train=first)
@@ -98,7 +105,7 @@ def test_an_interrupted_ablation_goes_on_with_what_is_missing(tmp_path, no_costs
     assert first.done + second.done == EVERY
 
 
-def test_the_best_rate_on_validation_is_kept_and_the_edge_marked(tmp_path, no_costs):
+def test_the_best_rate_on_validation_is_kept_and_the_edge_marked(tmp_path, no_costs, no_figures):
     seen = []
 
     def bits(part):
@@ -112,7 +119,7 @@ def test_the_best_rate_on_validation_is_kept_and_the_edge_marked(tmp_path, no_co
     assert {(model, lr) for model, split, lr in seen if split == "test"} == {("mha", 0.01), ("mqa", 0.003)}
 
 
-def test_a_rate_that_diverges_loses_and_all_of_them_are_an_error(tmp_path, no_costs):
+def test_a_rate_that_diverges_loses_and_all_of_them_are_an_error(tmp_path, no_costs, no_figures):
     results = run(small(), tmp_path / "a", train=Table(lambda part: None if part.experiment.optim.lr == 0.01 else 2.0))
     assert results.rows[0].best_lr == 0.001 and results.rows[0].sweep[0.01] is None
     assert results.rows[1].best_lr == 0.001 and (tmp_path / "a" / "report.html").read_text().count("diverged") == 2
@@ -120,7 +127,7 @@ def test_a_rate_that_diverges_loses_and_all_of_them_are_an_error(tmp_path, no_co
         run(small(), tmp_path / "b", train=Table(lambda part: None))
 
 
-def test_only_one_model(tmp_path, no_costs):
+def test_only_one_model(tmp_path, no_costs, no_figures):
     table = Table()
     results = run(small(), tmp_path, only="mqa", train=table)
     assert table.done == EVERY[4:]
@@ -146,7 +153,7 @@ def test_only_one_model(tmp_path, no_costs):
         ),
     ],
 )
-def test_another_config_never_shares_the_folder(tmp_path, no_costs, changed, says):
+def test_another_config_never_shares_the_folder(tmp_path, no_costs, no_figures, changed, says):
     run(small(), tmp_path, train=Table())
     with pytest.raises(UserError, match=says):
         run(small(**changed), tmp_path, train=Table())
@@ -181,7 +188,7 @@ def test_impossible_ablations_are_refused(changed, says):
         small(**changed)
 
 
-def test_plain_lines_tell_model_run_step_and_time_left(tmp_path, no_costs, capsys):
+def test_plain_lines_tell_model_run_step_and_time_left(tmp_path, no_costs, no_figures, capsys):
     run(small(), tmp_path, train=Table(), progress=Lines(every=0.0))
     out = capsys.readouterr().out
     assert "[1/8] mha lr-0.001: 3 steps, lr 0.001, seed 0" in out
@@ -189,7 +196,7 @@ def test_plain_lines_tell_model_run_step_and_time_left(tmp_path, no_costs, capsy
     assert "[8/8] mqa seed-1: test 2.0000 bits per byte" in out and " left" in out
 
 
-def test_bars_on_a_terminal(tmp_path, no_costs):
+def test_bars_on_a_terminal(tmp_path, no_costs, no_figures):
     out = io.StringIO()
     bars = shown(Console(file=out, force_terminal=True, width=120))
     run(small(), tmp_path, train=Table(), progress=bars)
@@ -259,7 +266,7 @@ def test_a_score_of_which_higher_is_better_chooses_the_highest(tmp_path, no_cost
     assert "Highest test accuracy: mqa" in page and "bits per byte and differences" not in page
 
 
-def test_sizes_that_were_not_matched_are_not_called_equal(tmp_path, no_costs):
+def test_sizes_that_were_not_matched_are_not_called_equal(tmp_path, no_costs, no_figures):
     run(small(match="none"), tmp_path, train=Table())
     page = (tmp_path / "report.html").read_text()
     assert "equal size" not in page and "not matched" in page
