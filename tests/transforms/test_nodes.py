@@ -1,5 +1,7 @@
 """Nodes against the dense weight they stand for, in every product a layer may ask for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,12 +41,25 @@ TRANSFORMS = {
 }
 
 
+def drawn(spec, seed=0):
+    return np.random.default_rng(seed).standard_normal(spec.shape, np.float32)
+
+
+def lifted(transform, spec, w):
+    return transform.plan({"w": spec}).lift({"w": w}, KEY)["w"]
+
+
+def noisy(transform, spec, w):
+    """A weight, transformed, with noise in the adapter too."""
+    r = np.random.default_rng(3)
+    noise = lambda x: np.float32(0.1) * r.standard_normal(x.shape, np.float32)
+    return jax.tree.map(lambda x: x + noise(x) if x.dtype == jnp.float32 else x, lifted(transform, spec, w))
+
+
 def node(transform, spec):
-    """A weight of noise, transformed, with noise in the adapter too."""
-    r = np.random.default_rng(0)
-    w = jnp.asarray(r.standard_normal(spec.shape), jnp.float32)
-    found = transform.plan({"w": spec}).lift({"w": w}, KEY)["w"]
-    return w, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape) if x.dtype == jnp.float32 else x, found)
+    """A weight of noise, and the same transformed, see `noisy`."""
+    w = drawn(spec)
+    return w, jax.jit(functools.partial(noisy, transform, spec))(w)
 
 
 # One on another computes what each does: less of them.
@@ -54,45 +69,82 @@ PAIRS = [
     for product in PRODUCTS
     if "," not in name or product in ("layer", "tied head")
 ]
+FRESH = ("lora", "vera", "adalora", "ia3 out", "ia3 in")
+
+
+def products_of(name):
+    return [product for of, product in PAIRS if of == name]
+
+
+def inputs(name, seed):
+    """By product: a weight, and an x."""
+    found = {}
+    for product in products_of(name):
+        spec, shape, _ = PRODUCTS[product]
+        found[product] = drawn(spec, seed), np.random.default_rng(seed + 1).standard_normal(shape, np.float32)
+    return found
+
+
+@functools.cache
+def computed(name):
+    """By product: an x, the dense weight, their product, and that of x in bfloat16; in one program."""
+
+    def one(product, w, x):
+        spec, _, eqn = PRODUCTS[product]
+        weight = noisy(TRANSFORMS[name], spec, w)
+        half = einsum(eqn, x.astype(jnp.bfloat16), weight) if product == "layer" else None
+        return x, dense(weight, jnp.float32), einsum(eqn, x, weight), half
+
+    return jax.jit(lambda given: {product: one(product, *values) for product, values in given.items()})(inputs(name, 0))
 
 
 @pytest.mark.parametrize(("name", "product"), PAIRS)
 def test_products_are_those_of_the_dense_weight(name, product):
-    spec, shape, eqn = PRODUCTS[product]
-    _, weight = node(TRANSFORMS[name], spec)
-    x = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
-    full = np.asarray(dense(weight, jnp.float32), np.float64)
+    spec, _, eqn = PRODUCTS[product]
+    x, full, found, half = computed(name)[product]
+    x, full = (np.asarray(value, np.float64) for value in (x, full))
     assert full.shape == spec.shape
-    assert_close(einsum(eqn, x, weight), np.einsum(eqn, np.asarray(x, np.float64), full), 2e-6)
+    assert_close(found, np.einsum(eqn, x, full), 2e-6)
     if product == "layer":
-        half = einsum(eqn, x.astype(jnp.bfloat16), weight)
         assert half.dtype == jnp.bfloat16
-        assert_close(half, np.einsum(eqn, np.asarray(x, np.float64), full), 2e-2)
+        assert_close(half, np.einsum(eqn, x, full), 2e-2)
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("name", ["lora", "vera", "adalora", "ia3 out", "ia3 in"])
-def test_products_of_a_fresh_adapter_are_those_of_its_base_to_the_bit(name, product):
-    spec, shape, eqn = PRODUCTS[product]
-    w, x = (jnp.asarray(np.random.default_rng(2).standard_normal(s), jnp.float32) for s in (spec.shape, shape))
-    fresh = TRANSFORMS[name].plan({"w": spec}).lift({"w": w}, KEY)["w"]
-    assert np.array_equal(einsum(eqn, x, fresh), einsum(eqn, x, w))
+@pytest.mark.parametrize("name", FRESH)
+def test_products_of_a_fresh_adapter_are_those_of_its_base_to_the_bit(name):
+    given = inputs(name, 2)
+    weights = {product: w for product, (w, _) in given.items()}
+    lift = lambda weights: {
+        product: lifted(TRANSFORMS[name], PRODUCTS[product][0], weights[product]) for product in weights
+    }
+    multiply = jax.jit(lambda weights: {p: einsum(PRODUCTS[p][2], given[p][1], weights[p]) for p in weights})
+    # Values that the program of the products does not know: it could leave out zeros.
+    ours, theirs = multiply(jax.jit(lift)(weights)), multiply(weights)
+    assert set(ours) == set(PRODUCTS)
+    for product in ours:
+        assert np.array_equal(ours[product], theirs[product]), product
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_rows_of_an_embedding(name):
-    _, weight = node(TRANSFORMS[name], Spec((9, 6), (None, None)))
-    ids = jnp.array([[0, 8, 3], [3, 3, 1]])
-    assert_close(take(weight, ids, jnp.float32), np.asarray(dense(weight, jnp.float32))[ids], 1e-6)
+    spec, ids = Spec((9, 6), (None, None)), np.array([[0, 8, 3], [3, 3, 1]])
+
+    @jax.jit
+    def rows_and_all(w):
+        weight = noisy(TRANSFORMS[name], spec, w)
+        return take(weight, jnp.asarray(ids), jnp.float32), dense(weight, jnp.float32)
+
+    rows, full = rows_and_all(drawn(spec))
+    assert_close(rows, np.asarray(full)[ids], 1e-6)
 
 
 def test_gradients_of_an_adapter_are_those_of_its_dense_form():
     _, weight = node(TRANSFORMS["lora"], PRODUCTS["heads in"][0])
     x = jax.random.normal(KEY, PRODUCTS["heads in"][1])
     loss = lambda f: lambda w: jnp.sum(jnp.sin(f(w)))
-    ours = jax.grad(loss(lambda w: einsum("bthc,hcd->btd", x, w)))(weight)
-    theirs = jax.grad(loss(lambda w: einsum("bthc,hcd->btd", x, dense(w, jnp.float32))))(weight)
-    assert_close(ours, theirs, 1e-5)
+    ours = jax.grad(loss(lambda w: einsum("bthc,hcd->btd", x, w)))
+    theirs = jax.grad(loss(lambda w: einsum("bthc,hcd->btd", x, dense(w, jnp.float32))))
+    assert_close(*jax.jit(lambda w: (ours(w), theirs(w)))(weight), 1e-5)
 
 
 def test_the_scale_of_an_update_is_alpha_over_rank():
@@ -104,11 +156,12 @@ def test_the_scale_of_an_update_is_alpha_over_rank():
 
 def test_codes_are_the_nearest_and_channels_keep_their_own_scale():
     spec = Spec((2, 64, 3, 4), (None,) * 4, n_in=1, n_stacked=1)
-    w, weight = node(Int8(("w",)), spec)
-    weight = Int8(("w",)).plan({"w": spec}).lift({"w": w.at[0, :, 1, 2].set(0.0)}, KEY)["w"]
+    w = drawn(spec)
+    w[0, :, 1, 2] = 0.0
+    weight = jax.jit(functools.partial(lifted, Int8(("w",)), spec))(w)
     assert weight.codes.dtype == jnp.int8 and weight.scale.shape == (2, 1, 3, 4)
     assert float(weight.scale[0, 0, 1, 2]) == 1.0, "a channel of zeros"
-    error = np.abs(np.asarray(dense(weight, jnp.float32)) - np.asarray(w.at[0, :, 1, 2].set(0.0)))
+    error = np.abs(np.asarray(dense(weight, jnp.float32)) - w)
     assert np.all(error <= 0.5001 * np.asarray(weight.scale)) and error.max() > 0.4 * np.asarray(weight.scale).min()
     assert np.abs(np.asarray(weight.codes)).max() == 127
 
@@ -118,10 +171,11 @@ def test_dropout_acts_on_the_adapter_alone_and_needs_a_key():
     plan = LoRA((("w", 4),), dropout=0.5).plan({"w": spec})
     _, weight = node(LoRA((("w", 4),), dropout=0.5), spec)
     x = jax.random.normal(KEY, (300, 64))
-    product = lambda w: np.asarray(einsum("bd,df->bf", x, w), np.float64)
-    quiet, loud = product(weight), product(plan.seeded({"w": weight}, KEY)["w"])
+    product = jax.jit(lambda w: einsum("bd,df->bf", x, w))
+    seeded = jax.jit(lambda key: product(plan.seeded({"w": weight}, key)["w"]))
+    quiet, loud = (np.asarray(y, np.float64) for y in (product(weight), seeded(KEY)))
     base = np.asarray(x, np.float64) @ np.asarray(weight.base, np.float64)
-    assert np.array_equal(loud, product(plan.seeded({"w": weight}, KEY)["w"]))
-    assert not np.array_equal(loud, product(plan.seeded({"w": weight}, jax.random.key(1))["w"]))
+    assert np.array_equal(loud, seeded(KEY))
+    assert not np.array_equal(loud, seeded(jax.random.key(1)))
     # Half of 64 inputs, doubled: the update differs by its own size; its mean over many rows and keys does not.
     assert 0.3 < np.std(loud - quiet) / np.std(quiet - base) < 3
