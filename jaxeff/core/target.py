@@ -12,12 +12,28 @@ import jax
 from jaxeff.core.errors import nearest
 
 PLATFORMS = ("cpu", "gpu", "tpu", "any")  # any: plain forms alone, which run wherever they are put
+WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 _TARGET = jax.make_user_context(default_value=None)
 
 
 def platform() -> str:
     """ "cpu", "gpu", "tpu" or "any"."""
     return _TARGET.value or jax.default_backend()
+
+
+def compiler_options(mesh) -> dict[str, str] | None:
+    """How programs for the devices of a mesh are compiled, in XLA's names, None for as they come.
+
+    A product with a weight that is cut along its inputs (fsdp) would become a product in windows on a TPU: as many small products
+    as there are chips, each smaller than the matrix units like. One gather of the weight, begun before it is needed, is quicker.
+    """
+    return {WINDOWS: "1000000"} if mesh.devices.flat[0].platform == "tpu" else None
+
+
+def kernel_scope(flops: int, width: int):
+    """A context for a call of a kernel, into which no compiler looks: its operations carry in their name how many FLOPs its matrix
+    products have, forward, and how wide they are where they are narrowest."""
+    return jax.named_scope(f"kernel_flops_{flops}_width_{width}")
 
 
 @contextlib.contextmanager

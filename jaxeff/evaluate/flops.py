@@ -67,7 +67,8 @@ def _count(jaxpr) -> np.ndarray:
         elif name == "pallas_call":
             total += _kernel(eqn, inner[0])
         elif name == "shard_map":
-            total += math.prod(eqn.params["mesh"].shape.values()) * _count(inner[0])
+            cut = (eqn.params["mesh"].shape[axis] for axis in eqn.params["manual_axes"])
+            total += math.prod(cut) * _count(inner[0])
         elif name.startswith(("scatter", "custom_jvp", "custom_vjp")) or not inner:
             total += _count(inner[0]) if inner and name.startswith("custom") else _plain(eqn, name)
         else:

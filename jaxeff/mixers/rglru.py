@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core import sequence
 from jaxeff.core.spec import Site, Spec, residual, stack, zeros
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
@@ -145,10 +146,12 @@ class RGLRU:
 def _first(shape_BT: tuple[int, int], tokens: Tokens, before: Row | None) -> jax.Array:
     """Which tokens are the first of a text, the first text of a row included: bool [B, T]."""
     new_B = jnp.ones(shape_BT[:1], bool) if before is None else before.segment == 0
-    if tokens.valid is None:
-        return new_B[:, None] & (jnp.arange(shape_BT[1]) == 0)[None]
-    opens_BT = tokens.valid & (jnp.cumsum(tokens.valid, axis=1) == 1)
-    return tokens.start | (new_B[:, None] & opens_BT)
+    valid_BT = jnp.ones(shape_BT, bool) if tokens.valid is None else tokens.valid
+    if sequence.sliced():
+        none_B = jnp.zeros(shape_BT[:1], bool)
+        new_B = new_B & ~sequence.before(jnp.any(valid_BT, axis=1), jnp.logical_or, none_B)
+    opens_BT = new_B[:, None] & valid_BT & (jnp.cumsum(valid_BT, axis=1) == 1)
+    return opens_BT if tokens.start is None else tokens.start | opens_BT
 
 
 def _scan(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, valid_BT, first_BT):

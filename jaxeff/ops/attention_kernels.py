@@ -8,7 +8,7 @@ B batch, T time, H query heads, K kv heads, C head dim, E value dim.
 import jax
 import jax.numpy as jnp
 
-from jaxeff.core.target import platform
+from jaxeff.core.target import kernel_scope, platform
 from jaxeff.ops.attention_block import Inputs, Options
 
 LANES = 128  # the TPU's vector width: splash needs sequences of a multiple of it
@@ -57,12 +57,23 @@ def attention_splash(x: Inputs, options: Options, interpret: bool = False) -> tu
         attn_logits_soft_cap=options.softcap,
         interpret=interpret,
     )
+    told = kernel_scope(4 * x.q.shape[0] * h * seen_pairs(t, options) * x.q.shape[3], x.q.shape[3])
     heads_first = (a.swapaxes(1, 2) for a in (scaled(x.q, options.scale), x.k, x.v))
     if x.segments is None:
-        return jax.vmap(kernel)(*heads_first).swapaxes(1, 2), None
+        with told:
+            return jax.vmap(kernel)(*heads_first).swapaxes(1, 2), None
     segments = jnp.broadcast_to(x.segments, x.q.shape[:2])
     run = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(q=ids, kv=ids)))
-    return zero_padding(run(*heads_first, segments).swapaxes(1, 2), segments), None
+    with told:
+        o_BHTE = run(*heads_first, segments)
+    return zero_padding(o_BHTE.swapaxes(1, 2), segments), None
+
+
+def seen_pairs(t: int, options: Options) -> int:
+    """How many pairs of a query and a key the mask of self-attention lets through, segments aside."""
+    left = t if options.left is None else options.left
+    right = t if options.right is None else options.right
+    return sum(min(t, i + right + 1) - max(0, i - left) for i in range(t))
 
 
 def why_not_cudnn(x: Inputs, options: Options) -> str | None:

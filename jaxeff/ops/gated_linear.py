@@ -74,7 +74,7 @@ def gated_linear(
     form = lambda state: _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state, reset_BT, bonus_HC)  # noqa: E731
     if not sequence.sliced():
         return form(state_BHCE)
-    return _after_slices(form, log_a, state_BHCE, reset_BT)
+    return _after_slices(form, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT)
 
 
 def gated_linear_reference(q_BTGC, k_BTGC, v_BTHE, log_a=None, state_BHCE=None, reset_BT=None, bonus_HC=None):
@@ -82,20 +82,14 @@ def gated_linear_reference(q_BTGC, k_BTGC, v_BTHE, log_a=None, state_BHCE=None, 
     return _in_groups(_scan, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
 
 
-def _after_slices(form, log_a, state_BHCE, reset_BT):
+def _after_slices(form, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT):
     """`form` of the state that the slices before this one leave, and the state after the last slice; see `core.sequence`."""
-    _, added_BHCE = form(None)
-    kept_BHA1 = (
-        jnp.ones((added_BHCE.shape[0], 1, 1, 1))
-        if log_a is None
-        else jnp.exp(jnp.sum(log_a.astype(jnp.float32), axis=1))
-    )
-    kept_BHA1 = kept_BHA1.reshape(*kept_BHA1.shape, *(1,) * (4 - kept_BHA1.ndim))
-    if reset_BT is not None:
-        kept_BHA1 = jnp.where(jnp.any(reset_BT, axis=1)[:, None, None, None], 0.0, kept_BHA1)
-    state_BHCE = jnp.zeros_like(added_BHCE) if state_BHCE is None else state_BHCE.astype(jnp.float32)
-    o_BTHE, state_BHCE = form(sequence.state_before(kept_BHA1, added_BHCE, state_BHCE))
-    return o_BTHE, sequence.last(state_BHCE)
+    (B, _, _, C), (_, _, H, E) = k_BTGC.shape, v_BTHE.shape
+    if state_BHCE is None:
+        state_BHCE = jnp.zeros((B, H, C, E), jnp.float32)
+    log_kept = jnp.zeros((B, H)) if log_a is None else jnp.sum(log_a.astype(jnp.float32), axis=1)
+    log_kept = log_kept[..., None] if log_kept.ndim == 2 else log_kept
+    return sequence.decaying(form, log_kept[..., None], state_BHCE, reset_BT)
 
 
 def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):

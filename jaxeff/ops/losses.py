@@ -48,8 +48,8 @@ def cross_entropy(
     outside of it. Logits are its product with x in x's dtype, summed in float32. aux, not differentiated: `nll_sum`, the negative
     log-likelihood alone (loss_sum without smoothing and z-loss), `correct_sum`, the weight of the tokens whose target is the
     likeliest (or one of them), and `n_targets`, the sum of the mask.
-    chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits on each of `devices`, over which
-    x is spread, and 64 million where the program is not for a CPU.
+    chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits on each of `devices`, over
+    which x is spread, and 64 million where the program is not for a CPU.
 
     Raises ValueError for shapes that do not fit.
     """

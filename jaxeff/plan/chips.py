@@ -18,7 +18,7 @@ ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_
 class Chip:
     """hbm: bytes of main memory. flops: of bfloat16 products a second. bandwidth: of main memory, bytes/s. link: bytes/s. closed:
     how many chips along a dimension make it a ring, of which multiples do too where `cubes`. clock: cycles a second, at which the
-    matrix units reach `flops`."""
+    matrix units reach `flops`. unit: how wide these are."""
 
     hbm: int
     flops: float
@@ -27,12 +27,13 @@ class Chip:
     closed: int
     cubes: bool
     clock: float
+    unit: int
 
 
 CHIPS = {
-    "v5e": Chip(16 * GIB, 197e12, 0.82e12, 50e9, 16, False, 1.5e9),
-    "v5p": Chip(95 * GIB, 459e12, 2.77e12, 100e9, 4, True, 1.75e9),
-    "v6e": Chip(32 * GIB, 918e12, 1.64e12, 112e9, 16, False, 1.75e9),
+    "v5e": Chip(16 * GIB, 197e12, 0.82e12, 50e9, 16, False, 1.5e9, 128),
+    "v5p": Chip(95 * GIB, 459e12, 2.77e12, 100e9, 4, True, 1.75e9, 128),
+    "v6e": Chip(32 * GIB, 918e12, 1.64e12, 112e9, 16, False, 1.75e9, 256),
 }
 
 

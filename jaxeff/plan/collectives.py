@@ -56,13 +56,14 @@ class Links:
         for inner in module.inside(instruction):
             kind = inner.opcode.removesuffix("-start")
             if kind in KINDS:
-                return self._read(module, inner, kind)
+                return self._read(module, inner, kind, _scatters(instruction, inner))
         return None
 
-    def _read(self, module: Module, i: Instruction, kind: str) -> Collective:
+    def _read(self, module: Module, i: Instruction, kind: str, scatters: bool) -> Collective:
         group = self._group(i)
         results = _results(i)
         parts = len(group) if kind == "reduce-scatter" else 1
+        kind = "reduce-scatter" if scatters else kind
         size, numbers = parts * sum(s.bytes for s in results), tuple(parts * math.prod(s.dims) for s in results)
         return Collective(
             kind, size, numbers, self._axes(group), len(group), self._seconds(kind, size, group), i.channel
@@ -95,6 +96,12 @@ class Links:
         if pairs:
             return _ring([tuple(map(int, pair.split(","))) for pair in re.findall(r"(\d+,\d+)", pairs)])
         return next(_groups(i.rest, self.mesh.size))
+
+
+def _scatters(whole: Instruction, inner: Instruction) -> bool:
+    """Whether it is a sum of which each chip keeps its part: as such the compiler runs a sum fused with a slice of it."""
+    size = lambda i: sum(shape.bytes for shape in shapes(i.type))  # noqa: E731
+    return inner.opcode == "all-reduce" and whole.opcode == "fusion" and size(whole) < size(inner)
 
 
 def _results(i: Instruction) -> list[Shape]:

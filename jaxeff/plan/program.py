@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import batch_sharding, shardings
 from jaxeff.core.spec import abstract
-from jaxeff.core.target import lowering_for
+from jaxeff.core.target import compiler_options, lowering_for
 from jaxeff.core.tree import paths
 from jaxeff.evaluate.flops import flops, memory
 from jaxeff.mixers.base import Ctx
@@ -126,7 +126,7 @@ def _inference(e: Experiment, mesh, kind: Kind) -> Program:
 
     with lowering_for("cpu"):
         once = flops(run, params, tokens, state)
-    traced = jax.jit(run, donate_argnums=2).trace(params, tokens, state)
+    traced = jax.jit(run, donate_argnums=2, compiler_options=compiler_options(mesh)).trace(params, tokens, state)
     held = {"weights": sum(_held({"params": params}).values()), "state": sum(_held({"params": state}).values())}
     return Program(traced, held, B * length, once["matmul"])
 

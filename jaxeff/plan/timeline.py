@@ -2,10 +2,11 @@
 
 An instruction takes the compiler's cycles at the chip's clock. A transfer that runs beside, to other chips or from main memory,
 begins when its start is reached and when the transfers before it on the same way are done; whoever ends it waits until it is there.
-A loop takes its turns times one turn.
+A loop takes its turns times one turn. Of a kernel the compiler knows nothing: see `REACHED`.
 """
 
 import dataclasses
+import re
 from collections import Counter
 
 from jaxeff.plan.chips import Chip
@@ -14,6 +15,10 @@ from jaxeff.plan.hlo import Instruction, Module, Place, is_kernel, shapes
 from jaxeff.plan.parts import COPIES, WAITING, line_of, part_of
 
 LINKS, MEMORY = "links", "memory"
+# A kernel of which nothing but its FLOPs is known: the share of the peak that it is assumed to reach on products padded to the
+# width of the matrix unit, and the FLOPs of its backward parts, by name, over those of the forward pass.
+REACHED = 0.5
+BACKWARD = {"dkv": 2.0, "dq": 1.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,15 +122,30 @@ class _Run:
 
     def compute(self, i: Instruction):
         stack = self.module.stack(i)
-        if i.cycles is None:
-            if is_kernel(i):
+        flops, moved = self.module.flops(i), self.module.moved(i)
+        if is_kernel(i):
+            flops, seconds = self.kernel(i, moved)
+            if not flops:
                 self.spent.unknown[str(line_of(stack) or i.name)] += 1
+        elif i.cycles is None:
             return
-        seconds, part = i.cycles / self.chip.clock, part_of(stack)
+        else:
+            seconds = i.cycles / self.chip.clock
+        part = part_of(stack)
         self.clock += seconds
         self.spent.parts[part] += seconds
-        work = Work(i.name, part, line_of(stack), i.operation, 1, seconds, self.module.flops(i), self.module.moved(i))
+        work = Work(i.name, part, line_of(stack), i.operation, 1, seconds, flops, moved)
         self.spent.works.append(work)
+
+    def kernel(self, i: Instruction, moved: int) -> tuple[float, float]:
+        """(FLOPs, seconds) of a kernel that tells what it multiplies, see `core.target.kernel_scope`; (0, 0) of any other."""
+        told = re.findall(r"kernel_flops_(\d+)_width_(\d+)", i.operation)
+        if not told:
+            return 0.0, 0.0
+        flops, width = map(int, told[-1])
+        flops *= next((times for name, times in BACKWARD.items() if name in i.name), 1.0)
+        padded = -(-width // self.chip.unit) * self.chip.unit / width
+        return flops, max(flops * padded / (REACHED * self.chip.flops), moved / self.chip.bandwidth)
 
     def communicate(self, i: Instruction, collective: Collective):
         """A part of a fused communication works while it sends: it begins with the first part and ends with the last."""

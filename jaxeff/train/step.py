@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import batch_sharding, shardings
 from jaxeff.core.spec import abstract, init
+from jaxeff.core.target import compiler_options
 from jaxeff.core.tree import map_with_path
 from jaxeff.mixers.base import Ctx
 from jaxeff.train.experiment import Experiment
@@ -235,8 +236,12 @@ def _make_step(weights: Weights, objective, optim: Optim, accumulate: int, polic
         init=initial,
         begin=begun,
         step=jax.jit(
-            step, in_shardings=(laid, batch_sharding(mesh)), out_shardings=(laid, replicated), donate_argnums=0
-        ),
+            step,
+            in_shardings=(laid, batch_sharding(mesh)),
+            out_shardings=(laid, replicated),
+            donate_argnums=0,
+            compiler_options=compiler_options(mesh),
+        ),  # fmt: skip
         abstract=target,
         mesh=mesh,
     )

@@ -102,7 +102,9 @@ def test_without_the_compiler_for_tpus_one_line_says_so(monkeypatch):
         raise RuntimeError("no such library\nwith many words")
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
-    with pytest.raises(UserError, match="cannot compile for 'v5e:2x4': no such library; pip install 'jaxeff.plan.'") as told:
+    with pytest.raises(
+        UserError, match="cannot compile for 'v5e:2x4': no such library; pip install 'jaxeff.plan.'"
+    ) as told:
         tpu_transforms()
     assert "\n" not in str(told.value)
 

@@ -10,7 +10,7 @@ from jaxeff.plan.chips import CHIPS, GIB, chip_of
 from jaxeff.plan.collectives import HOP, Links
 from jaxeff.plan.hlo import Module, Place
 from jaxeff.plan.parts import COPIES, PARTS, WAITING, part_of
-from jaxeff.plan.timeline import Timeline
+from jaxeff.plan.timeline import REACHED, Timeline
 
 CHIP = CHIPS["v5e"]
 MS = 1e-3
@@ -161,6 +161,14 @@ def test_loops_take_their_turns_and_copies_from_main_memory_are_waited_for():
 def test_kernels_are_counted_where_their_time_is_not_known():
     found = spent('%k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call"')
     assert dict(found.unknown) == {"k": 1} and found.seconds == 0
+
+
+@pytest.mark.parametrize(("name", "times"), [("splash_fwd", 1), ("splash_dkv", 2), ("splash_dq", 1.5)])
+def test_a_kernel_that_tells_its_products_takes_their_time_at_the_assumed_share_of_the_peak(name, times):
+    scope = 'metadata={op_name="jit(step)/kernel_flops_1970000000_width_64/pallas_call"}'
+    found = spent(f'%{name} = f32[8]{{0}} custom-call(%x), custom_call_target="tpu_custom_call", {scope}')
+    padded = 2  # 64 channels on units of 128
+    assert found.seconds == pytest.approx(times * padded * 1.97e9 / (REACHED * CHIP.flops)) and not found.unknown
 
 
 @pytest.mark.parametrize(

@@ -37,15 +37,23 @@ def segments() -> np.ndarray:
     return ids
 
 
-def arguments(mixer, told: bool):
+def arguments(mixer, texts: bool):
     x_BTD = jax.random.normal(jax.random.key(1), (B, T, mixer.d_model))
     params = jax.jit(lambda: init(mixer.specs(), jax.random.key(0)))()
     # Biases and gates that start at zero would hide what they do.
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape, p.dtype), params)
-    ctx = Ctx(segment_ids=jnp.asarray(segments())) if told else Ctx()
+    ctx = Ctx(segment_ids=jnp.asarray(segments())) if texts else Ctx()
     if name := next(iter(getattr(mixer, "reads", ())), None):
         ctx = ctx.sharing({name: jax.random.normal(jax.random.key(2), mixer.apply(params, x_BTD).shared[name].shape)})
     return params, x_BTD, ctx
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def outputs(mixer, params, x_BTD, ctx, mesh, state):
+    """(outputs where there is text, state after them)."""
+    ctx = Ctx(ctx.positions, ctx.segment_ids, ctx.shared, mesh=mesh)
+    out = apply_sliced(mixer, params, x_BTD, state, ctx)
+    return jnp.where((ctx.segment_ids != 0)[..., None], out.y, 0.0), out.state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -91,19 +99,36 @@ CASES = CASES | {
 }
 
 
-def cases():
-    """Several texts that go on from a state; for some also one text without a state."""
-    for name in CASES:
-        yield pytest.param(name, True, id=name)
-        if name in ("gqa", "gqa/ring", "window/ring", "gla", "mamba", "deltanet"):
-            yield pytest.param(name, False, id=f"{name}-whole")
-
-
-@pytest.mark.parametrize(("name", "texts"), list(cases()))
-def test_slices_are_the_text(name, texts):
+@pytest.mark.parametrize("name", CASES)
+def test_training_in_slices(name):
+    """Several texts in a row, from no state."""
     mixer, mesh = CASES[name], make_mesh(sequence=SLICES)
-    params, x_BTD, ctx = arguments(mixer, texts)
-    state = jax.jit(state_of, static_argnums=0)(mixer, params) if texts else None
+    params, x_BTD, ctx = arguments(mixer, texts=True)
+    (y, _), gradients = run(mixer, params, x_BTD, ctx, None, None)
+    (sliced_y, _), sliced_gradients = run(mixer, params, x_BTD, ctx, mesh, None)
+    assert_close(sliced_y, y, OUTPUTS, "y")
+    assert_close(sliced_gradients, gradients, GRADIENTS, "gradient")
+
+
+GOING_ON = [name for name in CASES if "/" not in name or "ring" in name or "40" in name]
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_going_on_from_a_state_in_slices(name):
+    mixer, mesh = CASES[name], make_mesh(sequence=SLICES)
+    params, x_BTD, ctx = arguments(mixer, texts=True)
+    state = jax.jit(state_of, static_argnums=0)(mixer, params)
+    y, after = outputs(mixer, params, x_BTD, ctx, None, state)
+    sliced_y, sliced_after = outputs(mixer, params, x_BTD, ctx, mesh, state)
+    assert_close(sliced_y, y, OUTPUTS, "y")
+    assert_close(sliced_after, after, OUTPUTS, "state")
+
+
+@pytest.mark.parametrize("name", ["gqa", "gqa/ring", "window/ring", "gla", "mamba", "rglru", "rwkv4", "deltanet"])
+def test_one_text_and_gradients_of_the_state_it_goes_on_from(name):
+    mixer, mesh = CASES[name], make_mesh(sequence=SLICES)
+    params, x_BTD, ctx = arguments(mixer, texts=False)
+    state = jax.jit(state_of, static_argnums=0)(mixer, params)
     (y, after), gradients = run(mixer, params, x_BTD, ctx, None, state)
     (sliced_y, sliced_after), sliced_gradients = run(mixer, params, x_BTD, ctx, mesh, state)
     assert_close(sliced_y, y, OUTPUTS, "y")
