@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", action="append", default=[], metavar="FIELD", help="a config field as a column more")
     parser.add_argument(
         "--sort", default="score", metavar="NAME",
-        help="the column to sort by (default score): folder, step, state, loss, tokens, seconds, written or one of --show",
+        help="a column (default score): folder, step, state, loss, tokens, seconds, written, mfu, goodput or one of --show",
     )  # fmt: skip
 
 

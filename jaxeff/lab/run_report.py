@@ -30,6 +30,10 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; break-after: avoid; }
 .note { color: var(--soft); }
 @media print { .config { columns: 2; } dl.tiles { grid-template-columns: repeat(3, 1fr); } }
 """
+SHARES = {
+    "mfu": "of the devices' peak, by the model's own products, up to the last line",
+    "goodput": "of the time since the first start, restarts included",
+}
 CHANGED = 10  # files that differ from a commit, listed by name
 
 
@@ -106,6 +110,9 @@ def tiles(run: Folder, starts: list[dict[str, Any]]) -> str:
         ("time", NONE if seconds is None else _clock(seconds), "of training and compiling, without evaluation"),
         ("device", starts[-1].get("device", NONE) if starts else NONE, "of the last start"),
     ]
+    for name, more in SHARES.items():
+        if (share := run.of_line(name)) is not None:
+            found.append((name, f"{share:.1%}", more))
     if skipped:
         found.append(("steps skipped", f"{skipped:,}", "their loss or gradient was not finite"))
     cells = (f"<div><dt>{_(name)}</dt><dd>{_(value)}<small>{_(more)}</small></dd></div>" for name, value, more in found)

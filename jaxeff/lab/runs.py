@@ -176,6 +176,9 @@ def columns(runs: Sequence[Folder], show: Sequence[str] = ()) -> dict[str, Colum
         "seconds": _number("seconds", 7, "{:,.0f}"),
         "written": Column("written", lambda run: run.when, lambda run: -run.written, 6, left=True),
     }
+    for rank, name in enumerate(("mfu", "goodput"), 8):
+        if any(run.of_line(name) is not None for run in runs):
+            found[name] = _number(name, rank, "{:.0%}")
     return found | {path: _field(path, configs) for path in show}
 
 

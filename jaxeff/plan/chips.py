@@ -8,6 +8,7 @@ import dataclasses
 import os
 
 from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.peaks import TPUS
 
 GIB = 2**30
 # What tells the compiler's library that the machine it is on is no TPU.
@@ -31,9 +32,9 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip(16 * GIB, 197e12, 0.82e12, 50e9, 16, False, 1.5e9, 128),
-    "v5p": Chip(95 * GIB, 459e12, 2.77e12, 100e9, 4, True, 1.75e9, 128),
-    "v6e": Chip(32 * GIB, 918e12, 1.64e12, 112e9, 16, False, 1.75e9, 256),
+    "v5e": Chip(16 * GIB, TPUS["v5e"], 0.82e12, 50e9, 16, False, 1.5e9, 128),
+    "v5p": Chip(95 * GIB, TPUS["v5p"], 2.77e12, 100e9, 4, True, 1.75e9, 128),
+    "v6e": Chip(32 * GIB, TPUS["v6e"], 1.64e12, 112e9, 16, False, 1.75e9, 256),
 }
 
 

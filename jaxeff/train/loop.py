@@ -26,7 +26,7 @@ from jaxeff.mixers.start import START, length
 from jaxeff.objectives.base import check_score
 from jaxeff.train.checkpoint import Checkpoints, checksums
 from jaxeff.train.circumstances import circumstances
-from jaxeff.train.clock import Clock
+from jaxeff.train.clock import Clock, moment
 from jaxeff.train.description import length_of, parameters
 from jaxeff.train.experiment import Experiment
 from jaxeff.train.kept import keep
@@ -36,6 +36,7 @@ from jaxeff.train.room import check_room
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, make_step, put, share
 from jaxeff.train.trained import PUBLIC, frozen_weights, initial, plain_weights
+from jaxeff.train.utilisation import ideal_seconds
 from jaxeff.train.workdir import (
     Metrics,
     check_config,
@@ -190,6 +191,7 @@ class _Loop:
         self.score = experiment.objective.score
         self.clock = Clock()
         self.done = self.tokens = 0
+        self.begun = False  # whether this start has sent off a step
         self.closers = [close for close in [getattr(self.batches, "close", None)] if close]
 
     def close(self):
@@ -209,6 +211,7 @@ class _Loop:
             self.state = dataclasses.replace(state, frozen=frozen, steps=steps)
             self.batches.set_state(record["data"])
             self.tokens, self.clock.before = record["tokens"], record["seconds"]
+            self.clock.computed_before = record.get("computed")
             self.report.say(f"going on from step {self.done} of {self.train.steps}")
             if run is not None and run["config"]["train"]["steps"] < self.train.steps:
                 self._longer(run)
@@ -225,6 +228,7 @@ class _Loop:
                 run = describe(self.experiment, self.prepared, self.step.mesh)
             else:
                 run["starts"].append(circumstances(self.done, self.step.mesh))
+            self.clock.since = moment(run["starts"][0].get("time"))
             write_json(self.workdir / "run.json", run)
             keep(self.workdir, self.prepared)
             self.metrics = Metrics(self.workdir, self.done, self._rhythm(run), self.report.warn)
@@ -273,8 +277,7 @@ class _Loop:
         while self.done < self.train.steps and not stopped:
             with self.clock.waiting("data_wait"):
                 batch = next(self.batches)
-            with jax.transfer_guard("disallow"):
-                self.state, metrics = self.step.step(self.state, put(batch, self.step.mesh))
+            metrics = self._step(batch)
             self.done += 1
             if pending is not None:
                 self._finish(*pending)
@@ -282,6 +285,7 @@ class _Loop:
             stopped = stop()
             if stopped or self._due(self.train.save_every) or self._due(self.train.eval_every):
                 # The line of a step is on disk before the checkpoint that starts behind it: none is ever missing.
+                jax.block_until_ready(metrics)  # the step's time is none of the evaluation
                 scores = self._evaluate() if self._due(self.train.eval_every) else None
                 self._finish(*pending, scores)
                 pending = None
@@ -293,6 +297,17 @@ class _Loop:
         lines, finished = read_metrics(self.workdir), self.done == self.train.steps
         last = lines[-1] if finished and lines else {}
         return Result(self.done, self.state, lines, last.get(f"eval_{self.score.name}"), stopped=not finished)
+
+    def _step(self, batch) -> dict[str, jax.Array]:
+        """Sends one step off; the first of a start is compiled before, and its FLOPs are counted while the devices compute it."""
+        first, self.begun = not self.begun, True
+        with self.clock.waiting("compile") if first else contextlib.nullcontext():
+            with jax.transfer_guard("disallow"):
+                placed = put(batch, self.step.mesh)
+                self.state, metrics = self.step.step(self.state, placed)
+            if first:
+                self.clock.ideal = ideal_seconds(self.experiment, self.step.mesh, placed)
+        return metrics
 
     def _due(self, every: int | None) -> bool:
         return self.done == self.train.steps or (every is not None and self.done % every == 0)
@@ -314,18 +329,26 @@ class _Loop:
         }
         line |= {f"eval_{name}": _finite(value) for name, value in (scores or {}).items()}
         line |= {name: value for name, value in values.items() if "/" in name}
+        line |= self.clock.told(step)
         verdict = None if scores is None else self._verdict(scores)
         self.report.step(step, self.train.steps, line, verdict)
         every = self.train.log_every
-        if (scores or step == self.train.steps or (every and step % every == 0)) and jax.process_index() == 0:
-            self.still_there()
-            self.metrics.write(line | self.clock.waits())
-            if self.events is not None:
-                for name, value in line.items():
-                    if name != "step" and isinstance(value, int | float):
-                        self.events.add_scalar(name, value, step)
+        if scores or step == self.train.steps or (every and step % every == 0):
+            self._write(step, line)
         if values["bad"] >= self.train.max_bad_steps:
             self._give_up(step, values["bad"])
+
+    def _write(self, step: int, line: dict[str, Any]):
+        """A line of metrics.jsonl, and whatever else is to have it; process 0 writes for all."""
+        self.clock.mark()
+        if jax.process_index() != 0:
+            return
+        self.still_there()
+        self.metrics.write(line)
+        if self.events is not None:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    self.events.add_scalar(name, value, step)
 
     def _verdict(self, scores: dict[str, float]) -> str:
         """With the loss as well, which is what the steps between show."""
@@ -344,7 +367,7 @@ class _Loop:
     def _evaluate(self) -> dict[str, float] | None:
         if self.validation is None or not len(self.validation):
             return None
-        with self.clock.paused():
+        with self.clock.waiting("evaluation"):
             found = evaluate(
                 self.experiment.objective,
                 self.experiment.model,
@@ -364,11 +387,12 @@ class _Loop:
             "step": self.done,
             "tokens": self.tokens,
             "seconds": self.clock.seconds,
+            "computed": self.clock.computed,
             "data": self.batches.get_state(),
             "frozen": self.frozen,
         }
         score = _finite(scores[self.score.name]) if scores else None
-        with self.clock.waiting("save_wait"):
+        with self.clock.waiting("checkpoint"):
             self.checkpoints.save(self.done, self.state, record, score)
 
 

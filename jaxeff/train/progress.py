@@ -41,6 +41,7 @@ def summary(line: dict[str, Any], verdict: str | None = None) -> str:
     parts = ["loss not finite" if line["loss"] is None else f"loss {line['loss']:.4f}"]
     if line.get("tokens_per_s"):
         parts.append(f"{line['tokens_per_s']:,.0f} tokens/s")
+    parts += [f"{name} {line[name]:.0%}" for name in ("mfu", "goodput") if line.get(name) is not None]
     if verdict is not None:
         parts.append(verdict)
     if line.get("skipped"):

@@ -46,7 +46,7 @@ def names(text: str) -> list[str]:
 
 def test_one_run(trained, capsys):
     head, row = rows(said(capsys, "runs", trained))
-    assert " ".join(head) == "folder step state bits per byte loss tokens seconds written"
+    assert " ".join(head) == "folder step state bits per byte loss tokens seconds written goodput"
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert row[:4] == [str(trained), "8/8", "finished", f"{last['eval_bits_per_byte']:.4f}"]
     assert row[4:6] == [f"{last['loss']:.4f}", f"{last['tokens']:,}"]
@@ -170,7 +170,7 @@ def test_narrow_terminals(several, capsys, monkeypatch, width):
     shown = said(capsys, "runs", ".").splitlines()
     body = [line for line in shown if not line.startswith("left out")]
     assert len(body) == 4 and all(len(line) <= max(width, 30) for line in body)
-    assert "bits per byte" in body[0] and ("left out" in shown[-1]) is (width < 100)
+    assert "bits per byte" in body[0] and ("left out" in shown[-1]) is (width < 120)
 
 
 def test_other_texts_are_named(several, capsys):

@@ -50,7 +50,7 @@ def test_a_whole_run(whole, prepared):
     assert [line["step"] for line in whole.lines] == list(range(1, 9))
     assert {line["step"] for line in whole.lines if "eval_bits_per_byte" in line} == {4, 8}
     assert whole.score == whole.lines[-1]["eval_bits_per_byte"]
-    fields = {"loss", "grad_norm", "lr", "tokens", "tokens_per_s", "seconds", "data_wait", "save_wait"}
+    fields = {"loss", "grad_norm", "lr", "tokens", "tokens_per_s", "seconds", "compute", "data_wait"}
     assert all(line.keys() >= fields for line in whole.lines)
     assert whole.lines[-1]["tokens"] > whole.lines[0]["tokens"] > 0
 
