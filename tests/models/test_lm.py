@@ -15,11 +15,9 @@ from jaxeff.objectives.causal import Causal, next_tokens
 from jaxeff.ops.losses import cross_entropy_reference
 from jaxeff.ops.rope import Rope
 from tests.closeness import assert_close
-from tests.compiled import apply_model
-from tests.compiled import values as initial
+from tests.compiled import apply_mixer, apply_model
 
-KEY = jax.random.key(0)
-TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 17)
+TOKENS = np.random.default_rng(1).integers(0, 17, (2, 9)).astype(np.int32)
 # A window that binds within the nine tokens here.
 WINDOW = Block(SlidingWindow(window=3, n_heads=2))
 SMALL = LM(17, d_model=16, stages=(Stage((Block(GQA(n_heads=2), MLP(d_hidden=24)), "linear"), 2),))
@@ -27,12 +25,13 @@ SMALL = LM(17, d_model=16, stages=(Stage((Block(GQA(n_heads=2), MLP(d_hidden=24)
 
 @functools.cache
 def drawn(layer):
-    """In one program, for all tests of a layer."""
-    return jax.tree.map(np.asarray, jax.jit(lambda: initial(layer, KEY))())
+    """Parameters that are no initial values: each takes part in each comparison."""
+    r = np.random.default_rng(0)
+    return jax.tree.map(lambda w: 0.3 * r.standard_normal(w.shape, np.float32), jaxeff.abstract(layer.specs()))
 
 
 def values(layer):
-    """Initial parameters, in dictionaries that may be changed."""
+    """The same, in dictionaries that may be changed."""
     return jax.tree.map(jnp.asarray, drawn(layer))
 
 
@@ -74,7 +73,7 @@ def unit(x_BTD, scale=1.0, eps=1e-6):
 
 
 def branch(mixer, params, x_BTD):
-    return np.asarray(mixer.apply(params, jnp.asarray(x_BTD, jnp.float32)).y, np.float64)
+    return np.asarray(apply_mixer(mixer, params, jnp.asarray(x_BTD, jnp.float32), None, Ctx()).y, np.float64)
 
 
 def pre(p, f, g, x):
@@ -128,12 +127,10 @@ def centred(p, f, g, x):
 )
 def test_a_block_is_its_formula(formula, options):
     block = Block(GQA(n_heads=2), MLP(d_hidden=24), **options).bind(16)
-    noise = np.random.default_rng(3)
-    params = jax.tree.map(lambda w: w + 0.2 * noise.standard_normal(w.shape).astype(np.float32), values(block))
-    x_BTD = noise.standard_normal((2, 5, 16))
+    params, x_BTD = drawn(block), np.random.default_rng(3).standard_normal((2, 5, 16))
     f, g = (functools.partial(branch, part, params[name]) for name, part in block.parts.items())
     expected = formula(params, f, g, x_BTD)
-    assert_close(block.apply(params, jnp.asarray(x_BTD, jnp.float32)).y, expected, 1e-5)
+    assert_close(branch(block, params, x_BTD), expected, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +147,8 @@ def test_a_model_is_its_formula(options):
     params = values(lm)
     x_BTD = np.asarray(params["embed"], np.float64)[TOKENS]
     x_BTD = x_BTD * {"sqrt": 4.0, 2.0: 2.0, None: 1.0}[lm.embed_scale]
-    x_BTD = unit(x_BTD) if lm.embed_norm else x_BTD
-    x_BTD = np.asarray(lm.stack.apply(params, jnp.asarray(x_BTD, jnp.float32)).y, np.float64)
+    x_BTD = unit(x_BTD, params["embed_norm"]["scale"]) if lm.embed_norm else x_BTD
+    x_BTD = branch(lm.stack, {"blocks": params["blocks"]}, x_BTD)
     x_BTD = unit(x_BTD, np.asarray(params["norm"]["scale"]) + lm.norm.unit_offset, lm.norm.eps)
     logits_BTV = x_BTD @ np.asarray(params["embed"].T if lm.tied else params["head"], np.float64)
     logits_BTV = lm.softcap * np.tanh(logits_BTV / lm.softcap) if lm.softcap else logits_BTV
@@ -164,9 +161,8 @@ def test_a_block_without_mlp_has_one_branch():
 
 
 def test_bfloat16_compute():
-    params = values(SMALL)
-    x = SMALL.hidden(params, TOKENS, ctx=Ctx(policy=jaxeff.core.precision.POLICIES["bfloat16"])).y
-    assert x.dtype == jnp.bfloat16
+    ctx = Ctx(policy=jaxeff.core.precision.POLICIES["bfloat16"])
+    assert jax.eval_shape(functools.partial(SMALL.hidden, ctx=ctx), values(SMALL), TOKENS).y.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -243,7 +239,7 @@ def test_learned_positions_and_a_bias_of_the_head():
     # Rows that go on from a state, one of them after padding, stand at the same places.
     ids = jnp.asarray([[1] * 4, [1, 1, 0, 0]])
     first = apply_model(PLACED, params, TOKENS[:, :4], PLACED.init_state(2, 9), Ctx(segment_ids=ids))
-    second = apply_model(PLACED, params, TOKENS[:, 4:6].at[1].set(TOKENS[1, 2:4]), first.state, Ctx())
+    second = apply_model(PLACED, params, np.stack([TOKENS[0, 4:6], TOKENS[1, 2:4]]), first.state, Ctx())
     assert_close(second.y[0], whole[0, 4:6], 1e-5)
     assert_close(second.y[1], whole[1, 2:4], 1e-5)
     # A text's second half as a segment of its own counts from its own start.

@@ -1,6 +1,7 @@
 """Learned starts: prompts, prefixes and states, of every mixer."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxeff.core.errors import UserError
-from jaxeff.core.spec import abstract, init
+from jaxeff.core.spec import abstract
 from jaxeff.core.tree import paths
 from jaxeff.mixers import GQA, MLP, Ctx, Mamba2, SlidingWindow
 from jaxeff.mixers.registry import MIXERS
@@ -22,7 +23,7 @@ from tests.closeness import assert_close
 KEY = jax.random.key(0)
 V, D, B, T = 17, 16, 2, 6
 HYBRID = LM(V, D, (Stage((Block(Mamba2(head_dim=8), MLP(d_hidden=8)), Block(GQA(n_heads=2), MLP(d_hidden=8))), 2),))
-TOKENS = jax.random.randint(KEY, (B, T), 0, V)
+TOKENS = np.random.default_rng(1).integers(0, V, (B, T)).astype(np.int32)
 
 
 def model(name):
@@ -30,19 +31,40 @@ def model(name):
     return LM(V, D, stages)
 
 
+def noise(tree, scale):
+    """Normal numbers in the shapes of a tree."""
+    r = np.random.default_rng(2)
+    return jax.tree.map(lambda x: np.float32(scale) * r.standard_normal(x.shape, np.float32), tree)
+
+
+@functools.cache
+def values(lm):
+    """Parameters that are no initial values: RWKV-7 begins with a product that is zero."""
+    return noise(abstract(lm.specs()), 0.3)
+
+
+def planned(lm, *transforms):
+    return chain(*transforms).plan(lm.specs(), model=lm)
+
+
 def tuned(lm, *transforms):
-    plan = chain(*transforms).plan(lm.specs(), model=lm)
-    params = init(lm.specs(), KEY)
-    return plan, params, plan.lift(params, KEY)
+    plan = planned(lm, *transforms)
+    return plan, values(lm), jax.jit(plan.lift)(values(lm), KEY)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def hidden(lm, params, tokens, state=None, ctx=Ctx()):
-    return jax.jit(lambda params, tokens, state: lm.hidden(params, tokens, state, ctx=ctx))(params, tokens, state)
+    return lm.hidden(params, tokens, state, ctx=ctx)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begin(lm, params):
+    return lm.start(params, B, T)
 
 
 def moved(params):
     """With learned values that are not those of the beginning."""
-    return params | {"start": jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), params["start"])}
+    return params | {"start": jax.tree.map(jnp.add, params["start"], noise(params["start"], 0.1))}
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -51,20 +73,19 @@ def test_every_state_learns_from_one_that_changes_nothing(name):
     plan, params, lifted = tuned(lm, StateTuning(slots=3))
     assert jax.tree.structure(abstract(plan.specs)) == jax.tree.structure(lifted)
     assert [x.shape for x in jax.tree.leaves(abstract(plan.specs))] == [x.shape for x in jax.tree.leaves(lifted)]
-    # Away from initial values: RWKV-7 begins with a product that is zero.
-    params = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(KEY, x.shape), params)
-    weigh = jax.random.normal(KEY, (B, T, D))
+    # Attention begins with slots, and RG-LRU takes the first token of a text, which no longer is one, in another way.
+    same = not isinstance(MIXERS[name](), GQA) and name != "rglru"
+    weigh = np.random.default_rng(3).standard_normal((B, T, D), np.float32)
 
-    def weighed(start):
+    def weighed(start, params):
         y = lm.hidden(params | {"start": start}, TOKENS).y
-        return jnp.sum(weigh * y), y
+        return jnp.sum(weigh * y), (y, lm.hidden(params, TOKENS).y if same else y)
 
-    grads, y = jax.jit(jax.grad(weighed, has_aux=True))(lifted["start"])
+    grads, (y, plain) = jax.jit(jax.grad(weighed, has_aux=True))(lifted["start"], params)
     for path, gradient in paths(grads).items():
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, path
-    # Attention begins with slots, and RG-LRU takes the first token of a text, which no longer is one, in another way.
-    if not isinstance(MIXERS[name](), GQA) and name != "rglru":
-        assert_close(y, hidden(lm, params, TOKENS).y, 1e-5)
+    if same:
+        assert_close(y, plain, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -77,22 +98,22 @@ def test_a_text_goes_on_from_its_start(transforms):
     lifted = moved(lifted)
     whole = hidden(HYBRID, lifted, TOKENS)
     assert whole.state is None
-    state, ys = HYBRID.start(lifted, B, T), []
+    state, ys = begin(HYBRID, lifted), []
     for t in range(T):
         out = hidden(HYBRID, lifted, TOKENS[:, t : t + 1], state)
         state, ys = out.state, [*ys, out.y]
     assert_close(jnp.concatenate(ys, axis=1), whole.y, 1e-5)
-    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-    row = Ctx(segment_ids=jnp.ones((B, T), jnp.int32), positions=positions)
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    row = Ctx(segment_ids=np.ones((B, T), np.int32), positions=positions)
     assert_close(hidden(HYBRID, lifted, TOKENS, ctx=row).y, whole.y, 1e-5)
 
 
 @pytest.mark.parametrize("lm", [HYBRID, model("rglru")], ids=["hybrid", "rglru"])
 def test_a_prompt_is_read_like_tokens(lm):
     _, params, lifted = tuned(lm, PromptTuning(3))
-    ids = jnp.asarray([5, 1, 9])
+    ids = np.asarray([5, 1, 9])
     lifted |= {"start": {"prompt": params["embed"][ids]}}
-    longer = jnp.concatenate([jnp.broadcast_to(ids, (B, 3)), TOKENS], axis=1)
+    longer = np.concatenate([np.broadcast_to(ids, (B, 3)), TOKENS], axis=1, dtype=np.int32)
     assert_close(hidden(lm, lifted, TOKENS).y, hidden(lm, params, longer).y[:, 3:], 1e-5)
     np.testing.assert_array_equal(generate(lm, lifted, TOKENS, 4), generate(lm, params, longer, 4))
 
@@ -100,18 +121,17 @@ def test_a_prompt_is_read_like_tokens(lm):
 def test_a_prefix_begins_as_the_keys_of_tokens():
     lm = model("gqa")
     _, params, lifted = tuned(lm, PrefixTuning(slots=3))
-    cache = jax.tree.map(lambda x: x[:, 0], lm.start(lifted, 1, T))["0"]["mixer"]
-    found = [
-        lm.hidden(params, jnp.asarray([[a, b, c]]), lm.init_state(1, 3)).state["0"]["mixer"].values["k"][0, 0, 0]
-        for a, b, c in [(i, 0, 0) for i in range(V)]
-    ]
+    cache = jax.tree.map(lambda x: x[:, 0], begin(lm, lifted))["0"]["mixer"]
+    # The keys of every token at the start of a text, as many texts.
+    state = hidden(lm, params, np.arange(V, dtype=np.int32)[:, None], lm.init_state(V, 3)).state
+    found = state["0"]["mixer"].values["k"][0, :, 0]
     assert min(float(jnp.abs(k - cache.values["k"][0, 0]).max()) for k in found) < 1e-6
     assert cache.written[0] == 3 and cache.row.position[0] == 3 and length(lifted["start"]) == 3
 
 
 def test_a_second_segment_starts_from_nothing():
     _, params, lifted = tuned(HYBRID, StateTuning(slots=2))
-    ids = jnp.broadcast_to(jnp.asarray([1, 1, 1, 2, 2, 2]), (B, T))
+    ids = np.broadcast_to(np.asarray([1, 1, 1, 2, 2, 2], np.int32), (B, T))
     found = hidden(HYBRID, moved(lifted), TOKENS, ctx=Ctx(segment_ids=ids)).y
     plain = hidden(HYBRID, params, TOKENS, ctx=Ctx(segment_ids=ids)).y
     assert_close(found[:, 3:], plain[:, 3:], 1e-5)
@@ -119,10 +139,10 @@ def test_a_second_segment_starts_from_nothing():
 
 
 def test_only_the_start_trains():
-    plan, _, _ = tuned(HYBRID, StateTuning(rules=("blocks/0/mixer", "blocks/1/.*"), slots=2))
+    plan = planned(HYBRID, StateTuning(rules=("blocks/0/mixer", "blocks/1/.*"), slots=2))
     trained = {path for path in paths(plan.specs) if plan.trains(path)}
     assert trained and all(path.startswith("start/state/") for path in trained)
-    both, _, _ = tuned(HYBRID, LoRA(rules=("blocks/1/mixer/q",)), PrefixTuning(slots=2))
+    both = planned(HYBRID, LoRA(rules=("blocks/1/mixer/q",)), PrefixTuning(slots=2))
     trained = {path for path in paths(both.specs) if both.trains(path)}
     assert {path.split("/")[0] for path in trained} == {"start", "blocks"}
 
