@@ -44,6 +44,16 @@ def whole(least: int):
     return number
 
 
+def span(text: str) -> tuple[int, int]:
+    """The first and the last of some steps as an argument."""
+    first, _, last = (part.strip() for part in text.partition(":"))
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"expected FIRST:LAST, two steps from 1 on in this order, 10:13, found {text!r}"
+        )
+    return int(first), int(last)
+
+
 def seconds(text: str) -> float:
     """A time as an argument."""
     try:

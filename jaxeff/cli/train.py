@@ -5,7 +5,8 @@ import functools
 import shlex
 import sys
 
-from jaxeff.cli.arguments import joined, processes, workdir
+from jaxeff.cli.arguments import joined, processes, span, workdir
+from jaxeff.core.errors import UserError
 from jaxeff.core.processes import finish
 
 
@@ -35,6 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and on what; train nothing")
     parser.add_argument("--force", action="store_true", help="begin even where memory cannot suffice")
+    parser.add_argument(
+        "--profile", type=span, metavar="FIRST:LAST", help="trace these steps of this start into DIR/profile, for XProf"
+    )
+    parser.add_argument("--profile-all", action="store_true", help="with --profile: in every process, not in 0 alone")
     workdir(parser)
     processes(parser)
 
@@ -79,6 +84,8 @@ def _experiment(args: argparse.Namespace):
     from jaxeff.train.public import onto
     from jaxeff.train.workdir import stored_experiment
 
+    if args.profile_all and args.profile is None:
+        raise UserError("--profile-all needs --profile FIRST:LAST: which steps")
     experiment = stored_experiment(args.workdir) if args.config is None else load(args.config)
     if args.data or args.field is not None:
         experiment = on_text(experiment, args.data, args.field)
@@ -88,10 +95,14 @@ def _experiment(args: argparse.Namespace):
 def _trained(args: argparse.Namespace, experiment, report) -> tuple[int | None, str]:
     from jaxeff.train.loop import fit
     from jaxeff.train.signals import agreed, on_signal
+    from jaxeff.train.tracing import Profile
     from jaxeff.train.vocabulary import fitting
 
+    profile = None if args.profile is None else Profile(*args.profile, everywhere=args.profile_all)
     with on_signal() as stop:
-        train = functools.partial(fit, workdir=args.workdir, report=report, stop=agreed(stop), force=args.force)
+        train = functools.partial(
+            fit, workdir=args.workdir, report=report, stop=agreed(stop), force=args.force, profile=profile
+        )
         result = fitting(experiment, args.workdir, args.set, train, report)
     if result.stopped:
         again = shlex.join(["jaxeff", *sys.argv[1:]])

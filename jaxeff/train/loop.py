@@ -35,6 +35,7 @@ from jaxeff.train.progress import Silent
 from jaxeff.train.room import check_room
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, make_step, put, share
+from jaxeff.train.tracing import Profile, Tracer
 from jaxeff.train.trained import PUBLIC, frozen_weights, initial, plain_weights
 from jaxeff.train.utilisation import ideal_seconds
 from jaxeff.train.workdir import (
@@ -74,11 +75,13 @@ def fit(
     stop: Callable[[], bool] | None = None,
     prepared=None,
     force: bool = False,
+    profile: Profile | None = None,
 ) -> Result:
     """Train `experiment` in `workdir`, or go on with it there; a finished run also with more steps than it had.
 
     report: see `jaxeff.train.progress`. stop: asked after each step; when true, the run is saved and ends. prepared:
-    `experiment.data.prepare()`, where the caller has it already. force: begin even where memory cannot suffice.
+    `experiment.data.prepare()`, where the caller has it already. force: begin even where memory cannot suffice. profile: the steps
+    to trace, see `jaxeff.train.tracing`.
 
     Raises UserError for whatever the user can put right: config, data, folder, mesh, a loss that stays non-finite.
     """
@@ -107,6 +110,7 @@ def fit(
         loop = _Loop(experiment, workdir, step, prepared, checkpoints, report, still_there)
         stack.callback(loop.close)
         loop.begin(run)
+        loop.trace(profile)
         return loop.run(stop)
 
 
@@ -191,7 +195,7 @@ class _Loop:
         self.score = experiment.objective.score
         self.clock = Clock()
         self.done = self.tokens = 0
-        self.begun = False  # whether this start has sent off a step
+        self.sent = 0  # steps of this start
         self.closers = [close for close in [getattr(self.batches, "close", None)] if close]
 
     def close(self):
@@ -236,6 +240,11 @@ class _Loop:
             self.events = _event_writer(self.workdir, self.done) if self.train.tensorboard else None
             if self.events is not None:
                 self.closers.append(self.events.close)
+
+    def trace(self, profile: Profile | None):
+        """Steps of this start are traced."""
+        self.tracer = Tracer(profile, self.workdir, self.train.steps - self.done, self.report)
+        self.closers.append(self.tracer.close)
 
     def _stage(self, text: str, shown: bool = True, done: int = 0):
         """Something without parts begins, or ends (done=1)."""
@@ -300,13 +309,14 @@ class _Loop:
 
     def _step(self, batch) -> dict[str, jax.Array]:
         """Sends one step off; the first of a start is compiled before, and its FLOPs are counted while the devices compute it."""
-        first, self.begun = not self.begun, True
-        with self.clock.waiting("compile") if first else contextlib.nullcontext():
+        first, self.sent = not self.sent, self.sent + 1
+        with self.tracer.step(self.sent), self.clock.waiting("compile") if first else contextlib.nullcontext():
             with jax.transfer_guard("disallow"):
                 placed = put(batch, self.step.mesh)
                 self.state, metrics = self.step.step(self.state, placed)
             if first:
                 self.clock.ideal = ideal_seconds(self.experiment, self.step.mesh, placed)
+        self.tracer.sent(self.sent, metrics)
         return metrics
 
     def _due(self, every: int | None) -> bool:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxeff.core.errors import UserError
 from jaxeff.core.peaks import peak
 from jaxeff.plan.chips import CHIPS
 from jaxeff.train import clock, utilisation
@@ -13,6 +14,7 @@ from jaxeff.train.clock import Clock, moment
 from jaxeff.train.loop import fit
 from jaxeff.train.progress import summary
 from jaxeff.train.run_files import SPENT
+from jaxeff.train.tracing import Profile
 from jaxeff.train.utilisation import model_flops
 from tests.train.tiny import experiment, stop_after
 
@@ -117,3 +119,23 @@ def test_lines_of_a_run(prepared, tmp_path, monkeypatch):
 def test_the_progress_line():
     line = {"step": 3, "loss": 2.5, "tokens_per_s": 10.0, "skipped": 0}
     assert summary(line | {"mfu": 0.412, "goodput": 0.9}) == "loss 2.5000  10 tokens/s  mfu 41%  goodput 90%"
+
+
+def test_some_steps_are_traced(prepared, tmp_path):
+    said = []
+    report = types.SimpleNamespace(say=said.append, stage=lambda *_: None, step=lambda *_: None, warn=said.append)
+    fit(experiment(), tmp_path, prepared=prepared, report=report, stop=stop_after(3), profile=Profile(2, 3))
+    assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
+    assert said[-1].startswith(f"trace of steps 2 to 3 of this start in {tmp_path / 'profile'}")
+    with pytest.raises(UserError, match="steps 2 to 6 cannot be traced: this start has 5 steps to do"):
+        fit(experiment(), tmp_path, prepared=prepared, profile=Profile(2, 6))
+
+
+def test_a_trace_that_is_cut_short_is_written(prepared, tmp_path):
+    fit(experiment(), tmp_path, prepared=prepared, stop=stop_after(2), profile=Profile(2, 8))
+    assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
+
+
+def test_steps_that_cannot_be_traced():
+    with pytest.raises(UserError, match="steps 0 to 3 cannot be traced"):
+        Profile(0, 3)
