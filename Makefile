@@ -7,6 +7,7 @@
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`, and lm-eval
 # make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours; what jaxeff
 #                 saves, loaded by Transformers
+# make plan       tests of `jaxeff plan` that need the compiler for TPUs, which runs on any machine (in .cache/libtpu)
 # make floor      a part of the tests that uses every dependency, each at its floor in setup.cfg (in .venv-floor)
 # make audit      what pip-audit knows about the packages of .venv (in .venv-audit)
 # make figures    every benchmark, one JSON file each in runs/figures; on a quiet machine, some minutes
@@ -19,7 +20,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test shipped fuzz lint format env bench-env parity floor audit figures docs clean check-python
+.PHONY: ablation test shipped plan fuzz lint format env bench-env parity floor audit figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -50,6 +51,16 @@ test: lint
 
 shipped: $(STAMP)
 	@$(VENV) -m pytest --shipped -n 2 --dist worksteal -q tests/contracts $(ARGS)
+
+plan: .cache/libtpu/stamp
+	@PYTHONPATH="$(CURDIR)/.cache/libtpu" $(VENV) -m pytest -q tests/plan $(ARGS)
+
+.cache/libtpu/stamp: setup.cfg | $(STAMP)
+	@mkdir -p "$$TMPDIR"
+	@echo "fetching the compiler for TPUs into .cache/libtpu"
+	@rm -rf .cache/libtpu
+	@"$(PYTHON)" docs/install.py $(VENV) --target .cache/libtpu --no-deps 'libtpu>=0.0.42'
+	@touch .cache/libtpu/stamp
 
 fuzz: $(STAMP)
 	@JAXEFF_FUZZ="$${JAXEFF_FUZZ:-20000}" $(VENV) -m pytest -n 2 -q tests/fuzz $(ARGS)

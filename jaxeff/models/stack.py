@@ -23,11 +23,15 @@ from jaxeff.mixers.base import Ctx, Out
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.models.block import Block, as_block
 from jaxeff.models.descent import descend
+from jaxeff.ops.attention_block import KEPT
 
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Products with weights, and what softmax attention gives: small beside what it would take to compute it again.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
+    ),
 }
 GIVEN = ("embedding",)  # what every pass shares from its start: the embedded tokens
 

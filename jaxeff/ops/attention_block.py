@@ -26,7 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
+from jax.ad_checkpoint import checkpoint_name
 
+KEPT = "attention"  # the name of outputs and log-sum-exps, for those who keep some of what is computed and compute the rest again
 QUERIES = 64  # queries of a block, at most
 MAX_STRIPES = 8  # pieces of the program with different key lengths; each is a loop over its blocks
 
@@ -247,7 +249,7 @@ def forward(inputs: Inputs, options: Options):
         return carry, block_forward(rows, cut(keys, start, length), options)
 
     _, (o, lse) = over_blocks(body, (), stripes, rows)
-    o = unblock(o, t, groups)
+    o, lse = checkpoint_name(unblock(o, t, groups), KEPT), checkpoint_name(lse, KEPT)
     return (o, unblock(lse[..., None], t, groups)[..., 0]), (inputs, o, lse)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.target import kernel_scope, platform
-from jaxeff.ops.attention_block import Inputs, Options
+from jaxeff.ops.attention_block import KEPT, Inputs, Options
 
 LANES = 128  # the TPU's vector width: splash needs sequences of a multiple of it
 
@@ -55,6 +55,7 @@ def attention_splash(x: Inputs, options: Options, interpret: bool = False) -> tu
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=options.softcap,
+        residual_checkpoint_name=KEPT,
         interpret=interpret,
     )
     told = kernel_scope(4 * x.q.shape[0] * h * seen_pairs(t, options) * x.q.shape[3], x.q.shape[3])

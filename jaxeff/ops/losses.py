@@ -23,9 +23,9 @@ from jaxeff.core.tree import combine, partition
 from jaxeff.core.weight import einsum, is_weight
 
 # float32 logits of a chunk on one device, about. On a CPU they stay in its cache; elsewhere the head is read, its gradient added up
-# and, where the head is spread over devices, sent once a chunk, so that a few large ones are best: 256 MB.
+# and, where the head is spread over devices, sent once a chunk, so that a few large ones are best: 512 MB.
 LOGITS = {"cpu": 2**22}
-LARGE = 2**26
+LARGE = 2**27
 F32 = {"preferred_element_type": jnp.float32}
 
 
@@ -49,7 +49,7 @@ def cross_entropy(
     log-likelihood alone (loss_sum without smoothing and z-loss), `correct_sum`, the weight of the tokens whose target is the
     likeliest (or one of them), and `n_targets`, the sum of the mask.
     chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits on each of `devices`, over
-    which x is spread, and 64 million where the program is not for a CPU.
+    which x is spread, and 128 million where the program is not for a CPU.
 
     Raises ValueError for shapes that do not fit.
     """

@@ -11,15 +11,20 @@ from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.peaks import TPUS
 
 GIB = 2**30
-# What tells the compiler's library that the machine it is on is no TPU.
-ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+# What tells the compiler's library that the machine it is on is no TPU, so that several may compile there at once.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """hbm: bytes of main memory. flops: of bfloat16 products a second. bandwidth: of main memory, bytes/s. link: bytes/s. closed:
-    how many chips along a dimension make it a ring, of which multiples do too where `cubes`. clock: cycles a second, at which the
-    matrix units reach `flops`. unit: how wide these are."""
+    """hbm: bytes of main memory that the compiler leaves to a program. flops: of bfloat16 products a second. bandwidth: of main
+    memory, bytes/s. link: bytes/s. closed: how many chips along a dimension make it a ring, multiples of it too where `cubes`.
+    clock: cycles a second, at which the matrix units reach `flops`. unit: how wide these are."""
 
     hbm: int
     flops: float
@@ -32,9 +37,9 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip(16 * GIB, TPUS["v5e"], 0.82e12, 50e9, 16, False, 1.5e9, 128),
-    "v5p": Chip(95 * GIB, TPUS["v5p"], 2.77e12, 100e9, 4, True, 1.75e9, 128),
-    "v6e": Chip(32 * GIB, TPUS["v6e"], 1.64e12, 112e9, 16, False, 1.75e9, 256),
+    "v5e": Chip(int(15.75 * GIB), TPUS["v5e"], 0.82e12, 50e9, 16, False, 1.5e9, 128),
+    "v5p": Chip(int(95.73 * GIB), TPUS["v5p"], 2.77e12, 100e9, 4, True, 1.75e9, 128),
+    "v6e": Chip(int(31.24 * GIB), TPUS["v6e"], 1.64e12, 112e9, 16, False, 1.75e9, 256),
 }
 
 

@@ -144,6 +144,8 @@ def _asked(row: Mapping[str, Any], weights: set[int]) -> bool:
     over = set(row["axes"].split("+"))
     if row["bytes"] < SMALL or not over & {"data", "fsdp"}:
         return True
+    if row["part"] == "embedding" and row["kind"] == "all-to-all":
+        return True  # rows of a table that is cut along its features become rows of the batch
     return row["kind"] in ("all-gather", "reduce-scatter", "all-reduce") and all(
         n in weights or n * 4 < SMALL for n in row["numbers"]
     )

@@ -210,12 +210,30 @@ class Module:
         if instruction.opcode in FREE:
             return 0
         inner = self.computations.get(instruction.called, ()) if instruction.opcode == "fusion" else (instruction,)
-        root = inner[-1] if inner else instruction
-        written = self.types.get(root.operands[1], "") if root.opcode == "dynamic-update-slice" else instruction.type
-        total = _in_memory(written)
+        total = self._written(inner or (instruction,), instruction)
         for n, name in enumerate(instruction.operands):
             if _in_memory(self.types.get(name, "")):
                 total += self._read(inner, n) if instruction.opcode == "fusion" else self._taken(instruction, name)
+        return total
+
+    def _written(self, inner, instruction: Instruction) -> int:
+        """Bytes that come out; of an array into which a slice is written, the slice."""
+        known = {i.name: i for i in inner}
+        root, results = inner[-1], shapes(instruction.type)
+        ends = [known.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
+        if len(ends) != len(results):
+            return _in_memory(instruction.type)
+        total = 0
+        for end, result in zip(ends, results, strict=True):
+            while end is not None and end.opcode == "bitcast":
+                end = known.get(end.operands[0])
+            slice_only = end is not None and end.opcode == "dynamic-update-slice"
+            size = (
+                sum(shape.bytes for shape in shapes(self.types.get(end.operands[1], "")))
+                if slice_only
+                else result.bytes
+            )
+            total += size if result.space == 0 else 0
         return total
 
     def _read(self, inner, n: int) -> int:

@@ -69,7 +69,7 @@ def compile(made: Program) -> Compiled:
         with whole_stacks():
             compiled = made.traced.lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
+        found = next((match for form in TOO_LARGE if (match := re.search(form, str(error)))), None)
         if found is None:
             raise
         raise DoesNotFit(_bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])) from None
@@ -81,6 +81,12 @@ def compile(made: Program) -> Compiled:
         "program": compiled.memory_analysis().generated_code_size_in_bytes,
     }
     return Compiled(compiled.as_text(), made.held | own, seconds)
+
+
+TOO_LARGE = (  # as the compiler says it: needed, there
+    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
+    r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+)
 
 
 @contextlib.contextmanager
