@@ -41,7 +41,7 @@ def lm(*stages, **options):
 
 
 FIRST = Stage((Block(FirstValue(), MLP_),))
-SHARING = lm(FIRST, Stage((Block(Shift(), None), Block(Shift(), MLP_)), 3))
+SHARING = lm(FIRST, Stage((Block(Shift(), None), Block(Shift(), MLP_)), 2))
 
 
 # Programs run for microseconds: their machine code is not worth optimising.
@@ -206,8 +206,8 @@ def test_a_layer_alone_says_what_it_misses():
 
 # Auxiliary values
 
-TELLING = lm(Stage((Block(Told(), MLP_),)), Stage((Block(GQA(n_heads=2), Told()), Block(Told(), None)), 3))
-PATHS = {"blocks/0/mixer": 1, "blocks/1/mlp": 3, "blocks/2/mixer": 3}
+TELLING = lm(Stage((Block(Told(), MLP_),)), Stage((Block(GQA(n_heads=2), Told()), Block(Told(), None)), 2))
+PATHS = {"blocks/0/mixer": 1, "blocks/1/mlp": 2, "blocks/2/mixer": 2}
 
 
 def test_aux_stands_under_its_path_for_each_repeat():
@@ -349,7 +349,7 @@ def test_a_stage_of_nothing_but_tied_blocks(key):
 
 def test_tied_weights_start_at_the_depth_of_the_whole_model():
     shallow, deep = (lm(Stage((Tied("memory", SHARED_BLOCK),), n)) for n in (3, 12))
-    a, b = (values(model, KEY)["tied"]["memory"] for model in (shallow, deep))
+    a, b = jax.jit(lambda: [values(model, KEY)["tied"]["memory"] for model in (shallow, deep)])()
     for part, name, n_in in (("mixer", "o", D), ("mlp", "down", 24)):
         assert_close(a[part][name], 2 * b[part][name], EXACT)
         assert float(jnp.std(a[part][name])) == pytest.approx((n_in * 2 * 3) ** -0.5, rel=0.15)
@@ -365,7 +365,7 @@ def test_one_name_for_two_blocks_is_refused():
 
 
 def dropping(rate, **options):
-    return lm(Stage((Block(GQA(n_heads=2), MLP_, dropout=rate),), 3), **options)
+    return lm(Stage((Block(GQA(n_heads=2), MLP_, dropout=rate),), 2), **options)
 
 
 DROPPING = dropping(0.3)
