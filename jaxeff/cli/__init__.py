@@ -36,6 +36,7 @@ from jaxeff.cli import (
     record,
     report,
     runs,
+    top,
     train,
     transform,
 )
@@ -54,6 +55,7 @@ COMMANDS = {
     "ablate": ablate,
     "record": record,
     "runs": runs,
+    "top": top,
     "compare": compare,
     "report": report,
     "transform": transform,

@@ -230,9 +230,9 @@ def table(runs: Sequence[Folder], show: Sequence[str] = (), sort: str = "score",
     kept = _fitting(found, cells, width)
     if width is not None:
         room = width - sum(_width(cells[name]) + 2 for name in kept if name != "folder")
-        cells["folder"] = [_cut(cell, max(room, 12)) for cell in cells["folder"]]
-    aligned = [_aligned(cells[name], found[name].left) for name in kept]
-    body = ["  ".join(parts).rstrip() for parts in zip(*aligned, strict=True)]
+        cells["folder"] = [cut(cell, max(room, 12)) for cell in cells["folder"]]
+    columns_of_text = [aligned(cells[name], found[name].left) for name in kept]
+    body = ["  ".join(parts).rstrip() for parts in zip(*columns_of_text, strict=True)]
     left_out = [name for name in found if name not in kept]
     notes = [f"left out for want of room: {', '.join(left_out)}"] if left_out else []
     return "\n".join(body + notes + _notes(runs))
@@ -262,11 +262,12 @@ def _width(cells: list[str]) -> int:
     return max(map(len, cells))
 
 
-def _cut(path: str, room: int) -> str:
+def cut(path: str, room: int) -> str:
     """A path's end tells more than its beginning."""
     return path if len(path) <= room else "\u2026" + path[len(path) - room + 1 :]
 
 
-def _aligned(cells: list[str], left: bool) -> list[str]:
+def aligned(cells: list[str], left: bool) -> list[str]:
+    """All as wide as the widest, filled up on the right (left=True) or on the left."""
     width = _width(cells)
     return [cell.ljust(width) if left else cell.rjust(width) for cell in cells]

@@ -1,10 +1,11 @@
-"""Two curves in plain characters: `chart([(x, y), ...], [(x, y), ...], ...)`."""
+"""Curves in characters: `chart([(x, y), ...], [(x, y), ...], ...)` of two, and `sparkline([y, ...])` of one in a line."""
 
 import math
 from collections.abc import Sequence
 
 Curve = Sequence[tuple[float, float]]
 MARKS, BOTH = "ox", "#"
+BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
 def chart(
@@ -24,6 +25,15 @@ def chart(
         for column, row in _cells(curve, left, right, low, high, width, height):
             field[row][column] = mark if field[row][column] in (" ", mark) else BOTH
     return "\n".join(_framed(field, y_form.format(high), y_form.format(low), x_form.format(left), x_form.format(right)))
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The values as a line of at most `width` blocks, the lowest for the least; each is the mean of its part of them."""
+    n = min(width, len(values))
+    parts = [values[len(values) * i // n : len(values) * (i + 1) // n] for i in range(n)]
+    means = [math.fsum(part) / len(part) for part in parts]
+    low, spread = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+    return "".join(BLOCKS[round((mean - low) / spread * (len(BLOCKS) - 1)) if spread > 0 else 0] for mean in means)
 
 
 def _cells(curve: Curve, left: float, right: float, low: float, high: float, width: int, height: int):

@@ -243,7 +243,7 @@ class _Loop:
 
     def trace(self, profile: Profile | None):
         """Steps of this start are traced."""
-        self.tracer = Tracer(profile, self.workdir, self.train.steps - self.done, self.report)
+        self.tracer = Tracer(profile, self.workdir, self.train.steps - self.done, self.report, self.clock)
         self.closers.append(self.tracer.close)
 
     def _stage(self, text: str, shown: bool = True, done: int = 0):

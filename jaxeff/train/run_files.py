@@ -13,7 +13,7 @@ RUN = {"config": dict, "corpus": str, "data": dict, "starts": list}
 START = {"step": int}
 LINE = {"step": int, "loss": float | None, "tokens": int}
 # What a line may hold of the time since the one before: seconds by what the loop did, which add up to what has passed.
-SPENT = ("compute", "data_wait", "checkpoint", "compile", "evaluation")
+SPENT = ("compute", "data_wait", "checkpoint", "compile", "evaluation", "profile")
 
 
 def read_run(workdir) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import jax
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.files import refusals
+from jaxeff.train.clock import Clock
 from jaxeff.train.progress import Silent
 
 FOLDER = "profile"  # within the run's
@@ -32,14 +33,15 @@ class Profile:
 
 
 class Tracer:
-    """Traces the steps of a start, `left` of which there are at most. profile: None for none of them. Raises UserError where the
+    """Traces the steps of a start, `left` of which there are at most. profile: None for none of them. clock: told how
+    long beginning and writing took. Raises UserError where the
     steps to trace are more than that, and where the file system refuses the folder."""
 
-    def __init__(self, profile: Profile | None, workdir: Path, left: int, report: Silent):
+    def __init__(self, profile: Profile | None, workdir: Path, left: int, report: Silent, clock: Clock):
         process = jax.process_index()
         self.profile = profile if profile is not None and (process == 0 or profile.everywhere) else None
         self.folder = workdir / FOLDER / (f"process-{process}" if process else "")
-        self.report, self.running, self.number = report, False, 0
+        self.report, self.clock, self.running, self.number = report, clock, False, 0
         if profile is not None and profile.last > left:
             raise UserError(
                 f"steps {profile.first} to {profile.last} cannot be traced: this start has {left} steps to do"
@@ -52,7 +54,8 @@ class Tracer:
     def step(self, number: int) -> Iterator[None]:
         """While the `number`-th step of the start is sent off."""
         if self.profile is not None and number == self.profile.first:
-            jax.profiler.start_trace(str(self.folder))
+            with self.clock.waiting("profile"):
+                jax.profiler.start_trace(str(self.folder))
             self.running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number) if self.running else contextlib.nullcontext():
             yield
@@ -68,7 +71,7 @@ class Tracer:
         """Writes what was traced so far."""
         if self.running:
             self.running = False
-            with refusals(self.folder):
+            with refusals(self.folder), self.clock.waiting("profile"):
                 jax.profiler.stop_trace()
             steps = f"steps {self.profile.first} to {self.number}"
             self.report.say(f"trace of {steps} of this start in {self.folder}, for XProf or TensorBoard")

@@ -150,6 +150,8 @@ COMMANDS = [
     ("train CONFIG --workdir new --profile ten", "expected FIRST:LAST"),
     ("train CONFIG --workdir new --profile 3:99", "steps 3 to 99 cannot be traced: this start has 8 steps to do"),
     ("train CONFIG --workdir new --profile-all", "--profile-all needs --profile FIRST:LAST"),
+    ("top --workdir nowhere", "nowhere is not a folder"),
+    ("top --workdir RUN --every 0", "expected a number of seconds above 0, found '0'"),
     ("launch", "the following arguments are required: COMMAND"),
     ("launch -- tarin CONFIG", "did you mean 'train'?"),
     ("launch -- train CONFIG", "--workdir"),

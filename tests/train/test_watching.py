@@ -73,7 +73,7 @@ def test_a_line_tells_where_its_time_went(passing):
         passing.at += 1
     second = watch.told(3)
     assert {name: second[name] for name in SPENT} == pytest.approx(
-        {"compute": 4, "data_wait": 1, "checkpoint": 1, "compile": 9, "evaluation": 0}
+        {"compute": 4, "data_wait": 1, "checkpoint": 1, "compile": 9, "evaluation": 0, "profile": 0}
     )
     assert second["mfu"] == pytest.approx(2 * 0.5 / 5)
     watch.mark()
