@@ -13,7 +13,7 @@ from jaxeff.bench.record import show
 from jaxeff.bench.recurrences import recurrences
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
-from jaxeff.bench.tpu import tpu, tpu_transforms
+from jaxeff.bench.tpu import published, tpu, tpu_transforms
 from jaxeff.bench.training import train
 from jaxeff.bench.transforms import transforms
 from jaxeff.core.errors import UserError, lookup
@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "transforms": transforms,
     "tpu": tpu,
     "tpu-transforms": tpu_transforms,
+    "published": published,
     "checkpoint": checkpoint,
     "data": data,
     "compile": compile_time,

@@ -2,8 +2,9 @@
 estimated time is matrix products; and a large model's with adapters, what memory it needs. B batch, T time, D model."""
 
 import dataclasses
+import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,16 @@ from jaxeff.core.precision import POLICIES
 from jaxeff.core.sharding import batch_sharding, make_mesh, shardings
 from jaxeff.core.spec import abstract, count
 from jaxeff.core.target import lowering_for
+from jaxeff.data import TextData
 from jaxeff.evaluate.flops import memory
+from jaxeff.mixers import GQA, MLP
 from jaxeff.mixers.base import Ctx, bind
 from jaxeff.mixers.registry import MIXERS
+from jaxeff.models import LM, Block, Stage
 from jaxeff.plan.chips import chip_of, devices_of
+from jaxeff.plan.estimate import plan
 from jaxeff.plan.hlo import Module
+from jaxeff.train.experiment import Experiment, MeshShape
 from jaxeff.train.step import make_step
 
 GIB = 2**30
@@ -89,6 +95,73 @@ def tpu_transforms(
         rank=rank,
         meaning="temporary memory of QLoRA over that of LoRA; less is better",
     )
+
+
+def published(runs: str = "all", remat: str = "full") -> dict:
+    """Tokens a second and chip of published runs, and what the planner says of the same models, lengths and chips.
+
+    `runs`: names with commas. Rows a chip and what is computed again are ours, as what was published does not always say.
+    Needs libtpu.
+    """
+    names = list(PUBLISHED) if runs == "all" else runs.split(",")
+    rows = [_published(name, lookup(PUBLISHED, name, "published run"), remat) for name in names]
+    worst = max(rows, key=lambda row: abs(row["error"]) if row["fits"] else 0.0)
+    return record(
+        "published",
+        ours=worst["planned tokens/s"],
+        peer=worst["published tokens/s"],
+        unit="tokens/s a chip",
+        ratio=1 + worst["error"],
+        rows=rows,
+        remat=remat,
+        meaning=f"planned over published, where they differ most: {worst['run']}",
+    )
+
+
+class Published(NamedTuple):
+    """A run: its topology, tokens a row and rows a chip, tokens a second and chip; and the model's sizes."""
+
+    topology: str
+    length: int
+    rows: int
+    speed: float
+    layers: int
+    d_model: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    vocab: int
+
+    def experiment(self, remat: str) -> Experiment:
+        """On all chips, weights spread over them."""
+        chips = math.prod(map(int, self.topology.partition(":")[2].split("x")))
+        block = Block(GQA(n_heads=self.heads, n_kv_heads=self.kv_heads, head_dim=128), MLP(d_hidden=self.hidden))
+        model = LM(self.vocab, self.d_model, (Stage((block,), self.layers),), tied=False, remat=remat)
+        data = TextData(seq_len=self.length, batch_size=self.rows * chips)
+        return Experiment(model, data, mesh=MeshShape(fsdp=chips), precision="bfloat16")
+
+
+# Of MaxText, "Optimized models tiering"; 256 chips each.
+PUBLISHED = {
+    "llama3.1-8b-v6e": Published("v6e:16x16", 8192, 3, 7207, 32, 4096, 32, 8, 14336, 128256),
+    "llama2-70b-v6e": Published("v6e:16x16", 4096, 4, 900, 80, 8192, 64, 8, 28672, 32000),
+    "llama3.1-70b-v6e": Published("v6e:16x16", 8192, 2, 960, 80, 8192, 64, 8, 28672, 128256),
+    "llama2-70b-v5p": Published("v5p:4x8x8", 4096, 4, 692, 80, 8192, 64, 8, 28672, 32000),
+}
+
+
+def _published(name: str, run: Published, remat: str) -> dict[str, Any]:
+    found = plan(run.experiment(remat), run.topology)
+    planned = found.tokens_per_s / found.chips
+    return {
+        "run": name,
+        "published tokens/s": run.speed,
+        "planned tokens/s": planned,
+        "error": planned / run.speed - 1,
+        "planned MFU": found.mfu,
+        "GiB a chip": found.used / GIB,
+        "fits": found.fits,
+    }
 
 
 def _adapted(method: str, size: Size, rank: int, mesh) -> dict[str, Any]:

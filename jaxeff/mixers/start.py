@@ -55,7 +55,7 @@ def started(state, learned: Mapping[str, jax.Array]) -> Any:
         if isinstance(old, Cache):
             own = {name: learned.get(f"{path}/values/{name}") for name in old.values}
             old = dataclasses.replace(old, row=_row(old.row, slots))
-            return old if None in own.values() else _prefixed(old, own, slots)
+            return old if any(leaf is None for leaf in own.values()) else _prefixed(old, own, slots)
         if isinstance(old, Row):
             return _row(old, slots)
         if path in learned:

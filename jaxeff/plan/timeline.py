@@ -148,18 +148,20 @@ class _Run:
         return flops, max(flops * padded / (REACHED * self.chip.flops), moved / self.chip.bandwidth)
 
     def communicate(self, i: Instruction, collective: Collective):
-        """A part of a fused communication works while it sends: it begins with the first part and ends with the last."""
-        targets = {inner.attribute(r'custom_call_target="(\w+)"') for inner in self.module.inside(i)} - {None}
+        """A fused communication works while it sends: it begins with the fusion that starts it and ends with the one that says so;
+        fusions between, also those of loops within, only take it along."""
         key = collective.channel or i.name
         if i.opcode.endswith("-start"):
             self.begin(i.name, LINKS, collective.seconds, collective, i)
             return
-        fused = i.opcode == "fusion"
-        if not fused or (key not in self.under_way and "AsyncCollectiveDone" not in targets):
+        inner = list(self.module.inside(i))
+        targets = {one.attribute(r'custom_call_target="(\w+)"') for one in inner}
+        chained = any("async_collective_fusion_config" in one.rest for one in inner)
+        if not chained or "AsyncCollectiveStart" in targets:
             self.begin(key, LINKS, collective.seconds, collective, i)
-        if fused:
+        if i.opcode == "fusion":
             self.compute(i)
-        if not fused or not targets or "AsyncCollectiveDone" in targets:
+        if not chained or "AsyncCollectiveDone" in targets:
             self.end(key)
 
     def begin(self, key: str, way: str, seconds: float, collective: Collective | None, i: Instruction):

@@ -118,12 +118,12 @@ def test_two_communications_share_the_links():
 def test_a_fused_communication_goes_on_while_its_fusions_compute():
     fused = """
 %begin (p: f32[8]) -> f32[8] {
-  %g = f32[256,1048576]{1,0} all-gather(%p), channel_id=7, replica_groups={}, dimensions={0}
+  %g = f32[256,1048576]{1,0} all-gather(%p), channel_id=7, replica_groups={}, async_collective_fusion_config={}
   ROOT %c = f32[8]{0} custom-call(%g), custom_call_target="AsyncCollectiveStart"
 }
 
 %end (q: f32[8]) -> f32[8] {
-  %h = f32[256,1048576]{1,0} all-gather(%q), channel_id=7, replica_groups={}, dimensions={0}
+  %h = f32[256,1048576]{1,0} all-gather(%q), channel_id=7, replica_groups={}, async_collective_fusion_config={}
   ROOT %c2 = f32[8]{0} custom-call(%h), custom_call_target="AsyncCollectiveDone"
 }
 """
@@ -134,6 +134,26 @@ def test_a_fused_communication_goes_on_while_its_fusions_compute():
     ]
     found = spent(*lines, extra=fused)
     assert found.seconds == pytest.approx(30 * MS) and [s.times for s in found.sent] == [1]
+    # A loop between the two takes it along: what it sends is not sent anew by each turn.
+    within = (
+        fused
+        + f"""
+%along (r: f32[8]) -> f32[8] {{
+  %k = f32[256,1048576]{{1,0}} all-gather(%r), channel_id=7, replica_groups={{}}, async_collective_fusion_config={{}}
+}}
+
+%turn (t: f32[8]) -> f32[8] {{
+  %l = f32[8]{{0}} fusion(%t), kind=kCustom, calls=%along, {cycles(5)}
+}}
+
+%condition (t: f32[8]) -> pred[] {{
+  %n = s32[] constant(6)
+}}
+"""
+    )
+    lines[1] = "%b = f32[8]{0} while(%x), condition=%condition, body=%turn"
+    found = spent(*lines, extra=within)
+    assert found.seconds == pytest.approx(6 * 5 * MS) and [s.times for s in found.sent] == [1]
 
 
 def test_loops_take_their_turns_and_copies_from_main_memory_are_waited_for():
