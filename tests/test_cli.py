@@ -92,12 +92,14 @@ def test_generate_continues_the_prompt(trained, capsys):
         (["data.batch_size=4000"], "fewer than batch_size"),
         ([BOUND, "optim.lr=1e30", "train.max_bad_steps=2"], "was not finite in 2 steps in a row"),
         (["train.tensorboard=true"], "pip install 'jaxeff[tensorboard]'"),
+        (["train.wandb=true"], "pip install 'jaxeff[wandb]'"),
         (["data.source=text", "data.source.paths=nowhere.txt"], "nowhere.txt"),
         (["data.tokenizer=sentence_piece", "data.tokenizer.vocab_size=9999"], "largest possible vocab_size"),
     ],
 )
 def test_settings_that_cannot_be(config, tmp_path, capsys, monkeypatch, settings, words):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    for package in ("tensorboardX", "wandb"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
     assert words in refused(
         capsys, "train", config, "--workdir", tmp_path, *(w for s in settings for w in ("--set", s))
     )

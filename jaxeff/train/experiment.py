@@ -40,7 +40,8 @@ class Train:
     evaluated and saved). eval_batches: how much of the validation split, None for all of it. keep: newest checkpoints kept beside
     the best one (by the objective's score, among those saved at an evaluated step). max_bad_steps: non-finite steps in a row after
     which the run stops. init_from: the workdir of another run whose weights this one starts with. tensorboard: also write
-    event files (needs `jaxeff[tensorboard]`).
+    event files (needs `jaxeff[tensorboard]`). wandb: also write a run of Weights & Biases, offline unless WANDB_MODE says otherwise
+    (needs `jaxeff[wandb]`).
     """
 
     steps: int = 1000
@@ -53,6 +54,7 @@ class Train:
     max_bad_steps: int = 20
     init_from: str | None = None
     tensorboard: bool = False
+    wandb: bool = False
 
     def __post_init__(self):
         for name in (
@@ -74,7 +76,7 @@ class Train:
 
 # Fields that change neither the numbers nor their order: a run may go on with other values of these.
 FREE = ("mesh.", "base", "data.source.paths", "train.log_every", "train.eval_every", "train.save_every", "train.eval_batches",
-        "train.keep", "train.max_bad_steps", "train.tensorboard")  # fmt: skip
+        "train.keep", "train.max_bad_steps", "train.tensorboard", "train.wandb")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,7 @@ from jaxeff.train.workdir import (
     read_run,
     trained,
 )
+from jaxeff.train.writers import writers
 
 
 @dataclasses.dataclass
@@ -237,9 +238,8 @@ class _Loop:
             keep(self.workdir, self.prepared)
             self.metrics = Metrics(self.workdir, self.done, self._rhythm(run), self.report.warn)
             self.closers.append(self.metrics.close)
-            self.events = _event_writer(self.workdir, self.done) if self.train.tensorboard else None
-            if self.events is not None:
-                self.closers.append(self.events.close)
+            self.writers = writers(self.train, self.workdir, run, self.done)
+            self.closers += [writer.close for writer in self.writers]
 
     def trace(self, profile: Profile | None):
         """Steps of this start are traced."""
@@ -344,21 +344,19 @@ class _Loop:
         self.report.step(step, self.train.steps, line, verdict)
         every = self.train.log_every
         if scores or step == self.train.steps or (every and step % every == 0):
-            self._write(step, line)
+            self._write(line)
         if values["bad"] >= self.train.max_bad_steps:
             self._give_up(step, values["bad"])
 
-    def _write(self, step: int, line: dict[str, Any]):
+    def _write(self, line: dict[str, Any]):
         """A line of metrics.jsonl, and whatever else is to have it; process 0 writes for all."""
         self.clock.mark()
         if jax.process_index() != 0:
             return
         self.still_there()
         self.metrics.write(line)
-        if self.events is not None:
-            for name, value in line.items():
-                if name != "step" and isinstance(value, int | float):
-                    self.events.add_scalar(name, value, step)
+        for writer in self.writers:
+            writer.write(line)
 
     def _verdict(self, scores: dict[str, float]) -> str:
         """With the loss as well, which is what the steps between show."""
@@ -408,13 +406,3 @@ class _Loop:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _event_writer(workdir: Path, step: int):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "train.tensorboard=true needs the package tensorboardX: pip install 'jaxeff[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)

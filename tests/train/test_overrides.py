@@ -82,6 +82,7 @@ SETTABLE = {
     "train.save_every": st.none() | st.integers(1, 10**9),
     "train.init_from": st.none() | st.sampled_from(["runs/a", "runs/with space", "a=b"]),
     "train.tensorboard": st.booleans(),
+    "train.wandb": st.booleans(),
     "mesh.tensor": st.integers(1, 64),
 }
 

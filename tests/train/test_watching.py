@@ -1,5 +1,6 @@
 """What a run tells of itself while it trains: utilisation, what its time goes into, traces."""
 
+import sys
 import types
 
 import jax
@@ -139,3 +140,33 @@ def test_a_trace_that_is_cut_short_is_written(prepared, tmp_path):
 def test_steps_that_cannot_be_traced():
     with pytest.raises(UserError, match="steps 0 to 3 cannot be traced"):
         Profile(0, 3)
+
+
+def test_weights_and_biases(prepared, tmp_path, monkeypatch):
+    """With a module of the same shape as wandb, which is an extra."""
+    told = []
+
+    class Error(Exception):
+        pass
+
+    def init(**options):
+        if options["mode"] == "online":
+            raise Error("no API key")
+        told.append(options)
+        return types.SimpleNamespace(
+            log=lambda found, step: told.append((step, found)), finish=lambda: told.append("end")
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=Error, Settings=dict))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for _ in range(2):
+        lines = fit(experiment("train.wandb=true"), tmp_path, prepared=prepared, stop=stop_after(2)).lines
+    first, second = (found for found in told if isinstance(found, dict))
+    assert first["mode"] == "offline" and first["dir"] == str(tmp_path) and first["config"]["seed"] == 0
+    assert first["id"] == second["id"], "all starts of a run are one run"
+    steps = [found for found in told if isinstance(found, tuple)]
+    assert [step for step, _ in steps] == [1, 2, 3, 4] and steps[3][1]["eval_loss"] == lines[3]["eval_loss"]
+    assert told.count("end") == 2 and all(None not in found.values() for _, found in steps)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match=r"Weights & Biases \(WANDB_MODE=online\): no API key"):
+        fit(experiment("train.wandb=true"), tmp_path, prepared=prepared)
