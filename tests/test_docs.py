@@ -33,7 +33,8 @@ def parsed(line: str) -> tuple[list[str], argparse.Namespace]:
 
     words = shlex.split(line, comments=True)
     words = words[words.index("jaxeff") + 1 :]
-    return words, parser().parse_args(words)
+    arguments = parser().parse_args(words)
+    return (arguments.words, parser().parse_args(arguments.words)) if words[0] == "launch" else (words, arguments)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
