@@ -24,9 +24,12 @@ from jaxeff.mixers import GQA, MLP
 from jaxeff.mixers.base import Ctx, bind
 from jaxeff.mixers.registry import MIXERS
 from jaxeff.models import LM, Block, Stage
-from jaxeff.plan.chips import chip_of, devices_of
+from jaxeff.plan.chips import Chip, chip_of, devices_of
+from jaxeff.plan.collectives import Links
 from jaxeff.plan.estimate import plan
 from jaxeff.plan.hlo import Module
+from jaxeff.plan.parts import WAITING
+from jaxeff.plan.timeline import Timeline
 from jaxeff.train.experiment import Experiment, MeshShape
 from jaxeff.train.step import make_step
 
@@ -43,12 +46,13 @@ def tpu(
     """The training step of every mixer compiled for a TPU that is not there: time, memory, share of matrix products.
 
     The gradient of one layer in bfloat16 with respect to parameters and input, weights and batch spread over all chips (fsdp).
-    Milliseconds are the compiler's cycles at the chip's clock, without waiting for memory and other chips. Needs libtpu.
+    Milliseconds are the compiler's cycles at the chip's clock, and what `jaxeff.plan.timeline` says of kernels, without waiting for
+    memory and other chips. Needs libtpu.
     """
     names = list(MIXERS) if mixers == "all" else mixers.split(",")
     devices = devices_of(topology)
-    mesh, clock = make_mesh(fsdp=len(devices), devices=devices), chip_of(topology).clock
-    rows = [_one(name, bind(lookup(MIXERS, name, "mixer")(), d_model), mesh, batch, length, clock) for name in names]
+    mesh, chip = make_mesh(fsdp=len(devices), devices=devices), chip_of(topology)
+    rows = [_one(name, bind(lookup(MIXERS, name, "mixer")(), d_model), mesh, batch, length, chip) for name in names]
     least = min(rows, key=lambda row: row["matmul share"])
     return record(
         "tpu",
@@ -159,6 +163,7 @@ def _published(name: str, run: Published, remat: str) -> dict[str, Any]:
         "planned tokens/s": planned,
         "error": planned / run.speed - 1,
         "planned MFU": found.mfu,
+        "waiting": found.parts.get(WAITING, 0.0) / found.seconds if found.fits else 1.0,
         "GiB a chip": found.used / GIB,
         "fits": found.fits,
     }
@@ -184,7 +189,7 @@ def _adapted(method: str, size: Size, rank: int, mesh) -> dict[str, Any]:
     }
 
 
-def _one(name: str, layer, mesh, batch: int, length: int, clock: float) -> dict[str, Any]:
+def _one(name: str, layer, mesh, batch: int, length: int, chip: Chip) -> dict[str, Any]:
     def loss(params, x_BTD):
         y_BTD = layer.apply(params, x_BTD, ctx=Ctx(mesh=mesh, policy=POLICIES["bfloat16"])).y
         return jnp.sum(jnp.sin(y_BTD.astype(jnp.float32)))
@@ -200,11 +205,13 @@ def _one(name: str, layer, mesh, batch: int, length: int, clock: float) -> dict[
             jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x_BTD).lower(lowering_platforms=("tpu",)).compile()
         )
     took = time.perf_counter() - start
-    products, others = Module(compiled.as_text()).cycles()
+    works = Timeline(Module(compiled.as_text()), Links(mesh, chip), chip).of().works
+    total = sum(work.times * work.seconds for work in works)
+    products = sum(work.times * work.seconds for work in works if work.flops)
     return {
         "mixer": name,
-        "ms": 1e3 * (products + others) / clock,
-        "matmul share": products / (products + others),
+        "ms": 1e3 * total,
+        "matmul share": products / total,
         "temporary GiB": memory(compiled)["temporary"] / GIB,
         "compiled in s": took,
     }

@@ -159,21 +159,6 @@ class Module:
         """The cycles of a computation."""
         return sum(times * (instruction.cycles or 0.0) for instruction, times in self.walk(name))
 
-    def cycles(self) -> tuple[float, float]:
-        """(of instructions that hold a matrix product, what is fused with it included; of all others). Raises ValueError where the
-        module has no estimates, and where it calls a kernel, of which the compiler has none."""
-        products = others = 0.0
-        for instruction, times in self.walk():
-            if is_kernel(instruction):
-                raise ValueError("the module calls a kernel, of which the compiler has no estimate")
-            cycles = times * (instruction.cycles or 0.0)
-            products, others = (
-                (products + cycles, others) if self.multiplies(instruction) else (products, others + cycles)
-            )
-        if not products + others:
-            raise ValueError("the module has no estimates: it was not compiled for a TPU")
-        return products, others
-
     def turns(self, loop: Instruction) -> int:
         """How often a loop turns."""
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')

@@ -1,5 +1,5 @@
-"""Losses of a tiny model on meshes of up to eight virtual devices, as JSON: {mesh: [loss, ...]}. Run by test_meshes.py, in a process
-of its own, as the number of devices is fixed when JAX starts."""
+"""Losses of a tiny model on meshes of up to eight virtual devices, as JSON: {mesh: [loss, ...]}. test_meshes.py runs it in a
+process of its own, as the number of devices is fixed when JAX starts."""
 
 import json
 import os
