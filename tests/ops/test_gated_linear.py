@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.core.target import lowering_for
 from jaxeff.evaluate.flops import flops
-from jaxeff.ops.gated_linear import gated_linear, gated_linear_reference
+from jaxeff.ops.gated_linear import _by_sums, gated_linear, gated_linear_reference
 from tests.closeness import assert_close
 
 B, H, C, E = 2, 2, 6, 5
@@ -39,7 +40,7 @@ def values_and_gradients(form, a, reset_BT, weights):
 
     def scalar(a):
         o, s = call(form, a, reset_BT)
-        return jnp.sum(o * weights["v"]) + jnp.sum(s * weights["state_BHCE"]), (o, s)
+        return jnp.sum(o.astype(jnp.float32) * weights["v"]) + jnp.sum(s * weights["state_BHCE"]), (o, s)
 
     (_, out), gradients = jax.value_and_grad(scalar, has_aux=True)(a)
     return {"o": out[0], "state": out[1], "gradient": gradients}
@@ -253,6 +254,75 @@ def test_bfloat16_in_and_out_with_float32_inside():
     exact = forward(gated_linear_reference, {n: x.astype(jnp.float32) for n, x in low.items()}, None)
     assert_close(s, exact[1], RMS)
     assert_close(o, exact[0], 2**-8, "one rounding to 8 bits")
+
+
+def in_half(G, kind, T=37):
+    """Four heads' arrays as bfloat16 q, k and v."""
+    a = arrays(T, kind, H=4, G=G)
+    return a | {name: a[name].astype(jnp.bfloat16) for name in "qkv"}
+
+
+def compare_in_half(a, reset_BT=None):
+    """The form for matrix units in bfloat16, on this machine, against the reference in float32 on the same rounded numbers."""
+    weights = arrays(a["q"].shape[1], "none", seed=1, H=4)
+    with lowering_for("tpu"):
+        fast = values_and_gradients(fast_form(16), a, reset_BT, weights)
+    assert fast["o"].dtype == jnp.bfloat16
+    wide = {name: x.astype(jnp.float32) for name, x in a.items()}
+    slow = values_and_gradients(gated_linear_reference, wide, reset_BT, weights)
+    gradient, expected = fast.pop("gradient"), slow.pop("gradient")
+    assert_close(fast, slow, 5e-3)
+    assert_close(gradient, expected, 2e-2)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Chunks of 16, so that a short text has some and ends within one."""
+    monkeypatch.setattr("jaxeff.ops.gated_linear.UNIT", 16)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("G", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["none", "scalar"])
+def test_in_half_is_the_reference(kind, G, short_chunks):
+    a = in_half(G, kind)
+    compare_in_half(a)
+    compare_in_half(a, resets_at(37, 0, 9, 15, 16, 20, 36))
+
+
+@pytest.mark.parametrize("log_a", [-1e-3, -59.0, -1e30, -jnp.inf])
+def test_in_half_with_weak_strong_and_zero_gates(log_a, short_chunks):
+    a = in_half(2, "scalar")
+    compare_in_half(a | {"log_a": a["log_a"].at[:, 5:20:3].set(log_a)}, resets_at(37, 9))
+
+
+def test_in_half_over_whole_chunks_of_strong_gates():
+    # Sums reach 128 x 30, beside which the last gate is to keep its digits.
+    a = in_half(1, "scalar", T=200)
+    compare_in_half(a | {"log_a": jnp.where(jnp.arange(200)[None, :, None] % 16 < 15, -30.0, a["log_a"])})
+
+
+def test_in_half_only_away_from_cpus_for_16_bit_and_one_gate_a_head(monkeypatch):
+    calls = []
+
+    def spy(*args, form=_by_sums, **options):
+        calls.append(1)
+        return form(*args, **options)
+
+    monkeypatch.setattr("jaxeff.ops.gated_linear._by_sums", spy)
+    half, vector = in_half(2, "scalar"), arrays(37, "vector", H=4)
+    for name, a, expected in [
+        ("tpu", half, 1),
+        ("gpu", half, 1),
+        ("cpu", half, 0),
+        ("tpu", arrays(37, "scalar", H=4), 0),
+        ("tpu", vector | {name: vector[name].astype(jnp.bfloat16) for name in "qkv"}, 0),
+        ("tpu", half | {"bonus_HC": jnp.ones((4, C))}, 0),
+    ]:
+        calls.clear()
+        with lowering_for(name):
+            jax.eval_shape(lambda a: call(gated_linear, a), a)
+        assert len(calls) == expected
 
 
 def test_nothing_but_the_arguments_is_kept_for_the_backward_pass():
