@@ -79,14 +79,33 @@ def in_slices(options, context, mesh=None):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_slices_are_the_text(name):
-    """Of even length, which a causal ring cuts into halves, and of odd length."""
-    options = OPTIONS[name]
-    for t, some in ((88, True), (92, False)) if name != "causal" else ((88, True), (88, False), (92, True)):
-        ids = segments(t) if some else None
-        expected = with_gradients(on_one(options), *arrays(t), ids)
-        for context in ("ring", "gather"):
-            found = with_gradients(in_slices(options, context), *arrays(t), ids)
-            assert_close(found, expected, 1e-5, f"{name}, T={t}, {context}")
+    """Each mask in both contexts; of even length with texts, which a causal ring cuts into halves, and of odd length."""
+    number = [*OPTIONS].index(name)
+    t, ids = (92, None) if number % 2 else (88, segments(88))
+    expected = with_gradients(on_one(OPTIONS[name]), *arrays(t), ids)
+    for context in ("ring", "gather"):
+        found = with_gradients(in_slices(OPTIONS[name], context), *arrays(t), ids)
+        assert_close(found, expected, 1e-5, f"{name}, T={t}, {context}")
+
+
+# With the test above: a causal ring of even and odd length, and windows within a slice and over several, with texts and without.
+@pytest.mark.parametrize(
+    "name, t, texts, context",
+    [
+        ("causal", 88, False, "ring"),
+        ("causal", 92, True, "ring"),
+        ("causal", 92, True, "gather"),
+        ("full", 88, True, "ring"),
+        ("within a slice", 88, True, "ring"),
+        ("a slice", 92, False, "gather"),
+        ("two slices", 88, False, "ring"),
+        ("to both sides", 92, True, "ring"),
+    ],
+)
+def test_slices_of_other_texts_are_the_text(name, t, texts, context):
+    ids = segments(t) if texts else None
+    found = with_gradients(in_slices(OPTIONS[name], context), *arrays(t), ids)
+    assert_close(found, with_gradients(on_one(OPTIONS[name]), *arrays(t), ids), 1e-5)
 
 
 @pytest.mark.parametrize("n", [2, 3])
