@@ -24,8 +24,8 @@ def arrays(t, s=None, b=B, h=H, k=K, c=C, e=E, dtype=jnp.float32, seed=0):
     """(q, k, v, do) of standard normal numbers."""
     s = t if s is None else s
     shapes = ((b, t, h, c), (b, s, k, c), (b, s, k, e), (b, t, h, e))
-    keys = jax.random.split(jax.random.key(seed), 4)
-    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+    r = np.random.default_rng(seed)  # NumPy's, as JAX compiles a program for each shape
+    return [jnp.asarray(r.standard_normal(shape).astype(dtype)) for shape in shapes]
 
 
 def with_gradients(f, q, k, v, do, **options):
@@ -41,14 +41,19 @@ def with_gradients(f, q, k, v, do, **options):
 
 def all_gradients(impl, q, k, v, do, **options):
     """{"o", "lse", "q", "k", "v"}: both outputs and the gradients of sum(o * do) + sum(lse * dlse). lse = -inf shows as 99."""
+    ids = {name: options.pop(name) for name in [*options] if name.endswith(("_BT", "_BS"))}
+    # The reference depends on its arguments alone, so that tests share its programs; the block form on QUERIES, too.
+    run = reference_gradients if impl == "reference" else jax.jit(_all_gradients, static_argnums=(0, 1))
+    return run(impl, tuple(options.items()), q, k, v, do, ids)
 
-    @jax.jit
-    def run(q, k, v, do):
-        (o, lse), pull = jax.vjp(lambda *x: attention_with_lse(*x, impl=impl, **options), q, k, v)
-        gradients = dict(zip("qkv", pull((do, dlse_of(do))), strict=True))
-        return gradients | dict(o=o, lse=jnp.where(lse == -jnp.inf, 99.0, lse))
 
-    return run(q, k, v, do)
+def _all_gradients(impl, options, q, k, v, do, ids):
+    (o, lse), pull = jax.vjp(lambda *x: attention_with_lse(*x, impl=impl, **dict(options), **ids), q, k, v)
+    gradients = dict(zip("qkv", pull((do, dlse_of(do))), strict=True))
+    return gradients | dict(o=o, lse=jnp.where(lse == -jnp.inf, 99.0, lse))
+
+
+reference_gradients = jax.jit(_all_gradients, static_argnums=(0, 1))
 
 
 def dlse_of(do):
@@ -126,11 +131,17 @@ def test_reference_is_softmax(name):
     t, options = 13, CASES[name]
     q, k, v, _ = arrays(t)
     o, lse = masked_softmax(q, k, v, masked(t, options), **options)
-    actual_o, actual_lse = attention_with_lse(q, k, v, segment_ids_BT=segments(t), impl="reference", **options)
+
+    @jax.jit
+    def run(q, k, v, ids):
+        both = attention_with_lse(q, k, v, segment_ids_BT=ids, impl="reference", **options)
+        return *both, attention_reference(q, k, v, segment_ids_BT=ids, **options)
+
+    actual_o, actual_lse, first = run(q, k, v, segments(t))
     assert_close(actual_o, o, 1e-6)
     assert np.array_equal(np.isneginf(actual_lse), np.isneginf(lse))
     assert_close(jnp.where(lse == -jnp.inf, 0, actual_lse), np.where(np.isneginf(lse), 0, lse), 1e-6)
-    assert np.array_equal(attention_reference(q, k, v, segment_ids_BT=segments(t), **options), actual_o)
+    assert np.array_equal(first, actual_o)
 
 
 @pytest.mark.parametrize("name", ["causal", "band", "softcap, band"])
@@ -155,10 +166,13 @@ def test_reference_gradients_are_differences(name):
 @pytest.mark.parametrize("with_segments", [False, True], ids=["one segment", "segments"])
 @pytest.mark.parametrize("name", CASES)
 def test_block_is_reference(name, with_segments, monkeypatch):
+    """The reference is always told segments, if only one: a program serves both."""
     monkeypatch.setattr(attention_block, "QUERIES", 16)
     t = 75
-    options = CASES[name] | ({"segment_ids_BT": segments(t)} if with_segments else {})
-    assert_block_is_reference(arrays(t), name=name, **options)
+    x, ids = arrays(t), segments(t) if with_segments else jnp.ones((B, t), jnp.int32)
+    told = {"segment_ids_BT": ids} if with_segments else {}
+    found = all_gradients("block", *x, **CASES[name], **told)
+    assert_close(found, all_gradients("reference", *x, **CASES[name], segment_ids_BT=ids), 1e-5, name)
 
 
 @pytest.mark.parametrize("t", [1, 16, 31])
@@ -228,15 +242,20 @@ def test_explicit_positions(name, monkeypatch):
     assert_block_is_reference(x, **options)
     one = {name: ids[:, -1:] if name in ("positions_BT", "segment_ids_BT") else ids for name, ids in options.items()
            if name in ("positions_BT", "segment_ids_BT", "kv_positions_BS", "kv_segment_ids_BS")}  # fmt: skip
-    decoded = attention(x[0][:, -1:], *x[1:3], **(options | one))
-    assert_close(decoded, attention(*x[:3], impl="block", **options)[:, -1:], 1e-5, "one query")
+
+    @jax.jit
+    def run(q, k, v):
+        return attention(q[:, -1:], k, v, **(options | one)), attention(q, k, v, impl="block", **options)[:, -1:]
+
+    assert_close(*run(*x[:3]), 1e-5, "one query")
 
 
 def test_positions_as_indices_change_nothing():
     x = arrays(70)
     index = jnp.arange(70, dtype=jnp.int32)[None]
-    actual = attention(*x[:3], window=(19, 0), positions_BT=index, kv_positions_BS=index, impl="block")
-    assert_close(actual, attention(*x[:3], window=(19, 0), impl="block"), 1e-6)
+    f = functools.partial(attention, window=(19, 0), impl="block")
+    run = jax.jit(lambda *x: (f(*x, positions_BT=index, kv_positions_BS=index), f(*x)))
+    assert_close(*run(*x[:3]), 1e-6)
 
 
 @pytest.mark.parametrize("impl", ["block", "reference"])
@@ -340,11 +359,15 @@ def test_splash_kernel(name):
     """The TPU kernel, interpreted."""
     t, options = 256, CASES[name]
     x = arrays(t, b=B, h=4, k=2, c=32, e=32)[:3]
-    for ids in (None, segments(t)):
-        expected = attention_reference(*x, segment_ids_BT=ids, **options)
-        inputs = Inputs(*x, segments=ids, kv_segments=ids)
+
+    @jax.jit
+    def run(q, k, v, ids):
+        inputs = Inputs(q, k, v, segments=ids, kv_segments=ids)
         actual, _ = attention_splash(inputs, static(scale=32**-0.5, **options), interpret=True)
-        assert_close(actual, expected, 1e-5, name)
+        return actual, attention_reference(q, k, v, segment_ids_BT=ids, **options)
+
+    for ids in (None, segments(t)):
+        assert_close(*run(*x, ids), 1e-5, name)
 
 
 @pytest.mark.parametrize("name", ["causal", "full", "window", "window, not causal"])
@@ -357,6 +380,13 @@ def test_cudnn_arguments(name):
         f = lambda *x, inputs=inputs: attention_cudnn(inputs(*x), static(**options), "xla")[0]
         expected = with_gradients(attention_reference, *x, segment_ids_BT=ids, **options)
         assert_close(with_gradients(f, *x), expected, 1e-5, name)
+
+
+@jax.jit
+def on_one_device(*x_and_ids):
+    """What several devices are compared with: a program for each number of heads."""
+    *x, ids = x_and_ids
+    return with_gradients(attention, *x, segment_ids_BT=ids, impl="block")
 
 
 @pytest.mark.parametrize(
@@ -375,7 +405,7 @@ def test_splash_kernel_on_each_device(kv_heads, sizes):
         return on_each_device(splash, Inputs(*x, segments=ids, kv_segments=ids), options, mesh)[0]
 
     for some in (ids, ids[:1], None):
-        expected = with_gradients(attention, *x, segment_ids_BT=some, impl="block")
+        expected = on_one_device(*x, jnp.ones_like(ids) if some is None else jnp.broadcast_to(some, ids.shape))
         assert_close(with_gradients(split, *x, ids=some), expected, 1e-5)
 
 
