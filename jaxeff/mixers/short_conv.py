@@ -69,16 +69,6 @@ class ShortConv:
             None if taps is None else taps.reshape(B, -1, D),
             tokens.valid,
             tokens.start,
+            activation=None if self.activation is None else ACTIVATIONS[self.activation],
         )
-        if self.activation is not None:
-            y_BTD = _activated(y_BTD, self.activation)
         return y_BTD.reshape(x.shape), None if taps is None else after_BWD.reshape(taps.shape).astype(taps.dtype)
-
-
-@jax.checkpoint
-def _silu(x):
-    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
-
-
-def _activated(x: jax.Array, name: str) -> jax.Array:
-    return _silu(x) if name == "silu" else ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)

@@ -12,11 +12,15 @@ Padding (`valid_BT` False) stands at the ends of a row, never between its valid 
 padding returns its taps. A token that starts a text (`start_BT` True) sees no tap of the text before, nor does any after it.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
+from jaxeff.core.target import platform
 
 
 def causal_conv(
@@ -27,6 +31,7 @@ def causal_conv(
     valid_BT: jax.Array | None = None,
     start_BT: jax.Array | None = None,
     *,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
     impl: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(y_BTD, final taps [B, W - 1, D]), both in x's dtype; sums, those of the gradients too, are in float32.
@@ -34,16 +39,26 @@ def causal_conv(
     w[W-1] weighs the current token, the order of torch's Conv1d with padding on the left and of Mamba's weights (Gu and Dao
     2023, "Mamba", section 3.4). taps_BWD: None is zero. valid_BT: None is True throughout. start_BT: None is False
     throughout; a start at padding has no effect. y at padding is finite and means nothing. T = 1 is a step of decoding.
-    impl: "shift" (default) or "reference".
+    activation: of y, number by number. impl: "shift" (default) or "reference".
 
     Raises ValueError for shapes that disagree.
     """
+    given = taps_BWD is not None
     taps_BWD = _check(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)
     if lookup(IMPLS, impl or "shift", "form of causal_conv") is causal_conv_reference:
-        return causal_conv_reference(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)
-    # The backward pass needs shifted inputs and no y: slicing again is cheaper than keeping W slices in float32.
-    form = lambda taps_BWD: jax.checkpoint(_conv)(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)  # noqa: E731
-    return _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT) if sequence.sliced() else form(taps_BWD)
+        return causal_conv_reference(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT, activation=activation)
+    # The backward pass needs shifted inputs alone: shifting again is cheaper than keeping W of them, or y, in float32. A CPU has
+    # little room for passes that do much: it is quicker with slices of a row that is written out, and with y written out, too.
+    in_steps = platform() == "cpu"
+    conv = jax.checkpoint(functools.partial(_conv, None if in_steps else activation))
+    form = lambda taps_BWD: conv(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)  # noqa: E731
+    if sequence.sliced():
+        y_BTD, taps_BWD = _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT)
+    else:
+        y_BTD, taps_BWD = form(taps_BWD if given or in_steps else None)
+    if in_steps and activation is not None:
+        y_BTD = jax.checkpoint(lambda y: activation(y.astype(jnp.float32)).astype(y.dtype))(y_BTD)
+    return y_BTD, taps_BWD
 
 
 def token_shift(
@@ -67,7 +82,7 @@ def token_shift(
     return before_BTD, taps_BWD[:, 0]
 
 
-def causal_conv_reference(x_BTD, w_WD, bias_D=None, taps_BWD=None, valid_BT=None, start_BT=None):
+def causal_conv_reference(x_BTD, w_WD, bias_D=None, taps_BWD=None, valid_BT=None, start_BT=None, *, activation=None):
     """A scan over tokens that carries the taps; arguments and results as for `causal_conv`."""
     taps_BWD = _check(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)
     valid_BT = jnp.ones(x_BTD.shape[:2], bool) if valid_BT is None else valid_BT
@@ -82,7 +97,7 @@ def causal_conv_reference(x_BTD, w_WD, bias_D=None, taps_BWD=None, valid_BT=None
         return jnp.where(valid_B[:, None, None], seen_BWD[:, 1:], taps_BWD), y_BD
 
     taps_BWD, y_TBD = jax.lax.scan(step, taps_BWD, [jnp.moveaxis(a, 1, 0) for a in (x_BTD, valid_BT, start_BT)])
-    return _biased(jnp.moveaxis(y_TBD, 0, 1), bias_D).astype(x_BTD.dtype), taps_BWD
+    return _activated(_biased(jnp.moveaxis(y_TBD, 0, 1), bias_D), activation).astype(x_BTD.dtype), taps_BWD
 
 
 def token_shift_reference(x_BTD, last_BD=None, valid_BT=None, start_BT=None):
@@ -126,21 +141,22 @@ def _agree(op: str, **expected):
             raise ValueError(f"{op}: {name} has shape {a.shape}, expected {shape}")
 
 
-def _conv(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT):
+def _conv(activation, x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT):
     """The equation at the head of this file."""
     row_BSD, text_BS = _row(x_BTD, taps_BWD, valid_BT, start_BT)
-    # Widened before it is sliced: the gradient of x is then the float32 sum over the slices, rounded once.
+    # Widened before it is shifted: the gradient of x is then the float32 sum over the shifts, rounded once.
     wide_BSD, w_WD = row_BSD.astype(jnp.float32), w_WD.astype(jnp.float32)
     T, W = x_BTD.shape[1], w_WD.shape[0]
     y_BTD = sum(w_WD[W - 1 - i][None, None] * _back(i, T, wide_BSD, text_BS) for i in range(W))
-    return _biased(y_BTD, bias_D).astype(x_BTD.dtype), _last(T, row_BSD, text_BS, valid_BT)
+    y_BTD = _activated(_biased(y_BTD, bias_D), activation)
+    return y_BTD.astype(x_BTD.dtype), _last(W - 1, T, row_BSD, text_BS, valid_BT)
 
 
 def _shift(x_BTD, taps_BWD, valid_BT, start_BT):
     """(x one token back, final taps)."""
     row_BSD, text_BS = _row(x_BTD, taps_BWD, valid_BT, start_BT)
     T = x_BTD.shape[1]
-    return _back(1, T, row_BSD, text_BS), _last(T, row_BSD, text_BS, valid_BT)
+    return _back(1, T, row_BSD, text_BS), _last(1, T, row_BSD, text_BS, valid_BT)
 
 
 def _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT):
@@ -170,38 +186,48 @@ def _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT):
 def _row(x_BTD, taps_BWD, valid_BT, start_BT):
     """(row_BSD: x after W - 1 places, the taps directly before the first valid token; text_BS: which text each belongs to).
 
-    Texts are numbered by the starts up to each place, 0 for the taps; None if nothing starts.
+    Texts are numbered by the starts up to each place, 0 for the taps; None if nothing starts. Without taps the row is x alone.
     """
-    before = taps_BWD.shape[1]
+    before = 0 if taps_BWD is None else taps_BWD.shape[1]
     if start_BT is not None:
         start_BT = start_BT if valid_BT is None else start_BT & valid_BT
         start_BT = jnp.pad(jnp.cumsum(start_BT, axis=1), ((0, 0), (before, 0)))
+    x_BTD = x_BTD if valid_BT is None else jnp.where(valid_BT[:, :, None], x_BTD, 0)
+    if taps_BWD is None:
+        return x_BTD, start_BT
     if valid_BT is None:
         return jnp.concatenate([taps_BWD, x_BTD], axis=1), start_BT
-    x_BTD = jnp.where(valid_BT[:, :, None], x_BTD, 0)
     row_BSD = jnp.pad(x_BTD, ((0, 0), (before, 0), (0, 0)))
     write = jax.vmap(lambda row_SD, taps_WD, first: jax.lax.dynamic_update_slice_in_dim(row_SD, taps_WD, first, 0))
     return write(row_BSD, taps_BWD, jnp.argmax(valid_BT, axis=1)), start_BT
 
 
+def _moved(x, first: int, last: int):
+    """x with `first` zeros more in front along time, and `last` at its end, where a negative number takes places off."""
+    if first <= 0 and last <= 0:
+        return x[:, -first : x.shape[1] + last]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (first, last, 0)) + ((0, 0, 0),) * (x.ndim - 2))
+
+
 def _back(i: int, T: int, row_BSD, text_BS):
-    """x_{t-i} at every t, zero where it belongs to an earlier text."""
-    since = row_BSD.shape[1] - T - i
-    past_BTD = row_BSD[:, since : since + T]
+    """x_{t-i} at every t, zero where it belongs to an earlier text or there is none."""
+    before = row_BSD.shape[1] - T
+    past_BTD = _moved(row_BSD, i - before, -i)
     if text_BS is None:
         return past_BTD
-    return jnp.where((text_BS[:, since : since + T] == text_BS[:, -T:])[:, :, None], past_BTD, 0)
+    return jnp.where((_moved(text_BS, i - before, -i) == text_BS[:, -T:])[:, :, None], past_BTD, 0)
 
 
-def _last(T: int, row_BSD, text_BS, valid_BT):
+def _last(taps: int, T: int, row_BSD, text_BS, valid_BT):
     """The final taps: the W - 1 places that end at the last valid token, zero where they belong to an earlier text."""
+    more = taps - (row_BSD.shape[1] - T)  # places in front that the row has not
     if valid_BT is None:
-        read = lambda row: row[:, T:]
+        read = lambda row: _moved(row, more - T, 0)
     else:
         # In a row of only padding argmax is 0: the taps were written at its very start, and no token follows.
         after_B = jnp.argmax(valid_BT, axis=1) + jnp.sum(valid_BT, axis=1)
-        taps = row_BSD.shape[1] - T
-        read = lambda row: jax.vmap(lambda r, s: jax.lax.dynamic_slice_in_dim(r, s, taps, 0))(row, after_B)
+        cut = jax.vmap(lambda r, s: jax.lax.dynamic_slice_in_dim(r, s, taps, 0))
+        read = lambda row: cut(_moved(row, more, 0), after_B)
     if text_BS is None:
         return read(row_BSD)
     return jnp.where((read(text_BS) == text_BS[:, -1:])[:, :, None], read(row_BSD), 0)
@@ -209,6 +235,10 @@ def _last(T: int, row_BSD, text_BS, valid_BT):
 
 def _biased(y_BTD, bias_D):
     return y_BTD if bias_D is None else y_BTD + bias_D.astype(jnp.float32)[None, None]
+
+
+def _activated(y_BTD, activation):
+    return y_BTD if activation is None else activation(y_BTD)
 
 
 IMPLS = {"shift": causal_conv, "reference": causal_conv_reference}

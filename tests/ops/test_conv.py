@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.core.target import lowering_for
 from jaxeff.ops.conv import causal_conv, causal_conv_reference, token_shift, token_shift_reference
 from tests.closeness import assert_close
 
@@ -91,6 +92,21 @@ def test_every_argument_may_be_left_out(given):
     neutral = {name: jnp.zeros_like(x) for name, x in (a | m).items()} | dict(valid_BT=jnp.ones_like(valid_BT))
     a, m = ({name: neutral[name] if name in absent else x for name, x in part.items()} for part in (a, m))
     assert_close((fast["y"], fast["taps"]), forward(causal_conv_reference, a, m), RMS)
+
+
+@pytest.mark.parametrize("given", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("T", [1, 2, 7])
+def test_without_taps_for_a_tpu_with_an_activation_is_the_reference(T, given):
+    m = {name: x for name, x, is_given in zip(["valid_BT", "start_BT"], masks(T), given) if is_given}
+    a = arrays(T, 4, len(masks(T)[0]))
+    del a["taps_BWD"]
+    weights = cotangents(T, 4, len(masks(T)[0]))
+    silu = jax.nn.silu
+    expected = values_and_gradients(functools.partial(causal_conv_reference, activation=silu), a, m, weights)
+    for name in ("tpu", "cpu"):
+        with lowering_for(name):
+            found = values_and_gradients(functools.partial(causal_conv, activation=silu), a, m, weights)
+        assert_close(found, expected, RMS)
 
 
 @pytest.mark.parametrize("given", [(False, False), (True, False), (False, True), (True, True)])
