@@ -64,7 +64,7 @@ def program(experiment: Experiment, mesh, kind: Kind = "train") -> Program:
 
 
 def compile(made: Program) -> Compiled:
-    """Compiles it. Raises DoesNotFit where the chip's memory is too small."""
+    """Compiles it. Raises DoesNotFit where the chip's memory is too small, UserError where the result cannot be read."""
     start = time.perf_counter()
     try:
         with whole_stacks():
@@ -81,7 +81,20 @@ def compile(made: Program) -> Compiled:
         "results": max(0, found["outputs"] - found["aliased"]),
         "program": compiled.memory_analysis().generated_code_size_in_bytes,
     }
-    return Compiled(compiled.as_text(), made.held | own, seconds)
+    held = made.held | own
+    return Compiled(_text(compiled, sum(held.values())), held, seconds)
+
+
+def _text(compiled, used: int) -> str:
+    """The optimised module. Raises UserError where the library cannot write its own module down."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"it fits, with {used / 2**30:.2f} GiB a chip, but how long it takes is not known: this libtpu cannot write down what it"
+            f" compiled ({reason[:120]}); another version, another batch or model.remat may do"
+        ) from None
 
 
 TOO_LARGE = (  # as the compiler says it: needed, there
