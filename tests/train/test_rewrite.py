@@ -9,6 +9,7 @@ import pytest
 
 from jaxeff.cli import main
 from jaxeff.core.errors import UserError
+from jaxeff.mixers.base import Ctx
 from jaxeff.train.loop import fit
 from jaxeff.train.overrides import override
 from jaxeff.train.rewrite import JOINS, joined, merge, transform
@@ -17,6 +18,7 @@ from jaxeff.train.workdir import read_run
 from jaxeff.transforms import NF4, Int4, Int8, LoRA, LowRank, Mask
 from jaxeff.transforms.low_rank import by_energy
 from jaxeff.transforms.multi_lora import choose
+from tests.compiled import apply_model
 from tests.train.tiny import CONFIG, experiment, same, without
 
 MLP = ("blocks/.*/mlp/(up|gate|down)",)
@@ -124,9 +126,11 @@ def test_adapters_of_several_runs_answer_together(adapted):
     tokens = jnp.arange(2 * 5).reshape(1, 10)
     weights = choose(both.weights, jnp.arange(2))
     model = both.experiment.model
-    found = model.apply(weights, jnp.concatenate([tokens, tokens])).y
+    found = apply_model(model, weights, jnp.concatenate([tokens, tokens]), None, Ctx()).y
     for i, run in enumerate(runs):
-        np.testing.assert_allclose(found[i], model.apply(run.weights, tokens).y[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found[i], apply_model(model, run.weights, tokens, None, Ctx()).y[0], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_command_line(base, adapted, tmp_path, capsys):

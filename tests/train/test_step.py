@@ -42,7 +42,7 @@ def test_first_loss_is_the_mean_over_targets():
     params = start(e, make_step(e)).params
     ctx = Ctx(jnp.asarray(batch["positions"]), jnp.asarray(batch["segment_ids"]))
     logits_BTV, *_ = apply_model(e.model, params, jnp.asarray(batch["tokens"]), None, ctx)
-    logp_BTV = jax.nn.log_softmax(logits_BTV)
+    logp_BTV = np.asarray(jax.nn.log_softmax(logits_BTV))
     nll = -sum(
         float(logp_BTV[b, t, batch["tokens"][b, t + 1]]) for b, t in zip(*np.nonzero(batch["loss_mask"]), strict=True)
     )
