@@ -92,8 +92,8 @@ def _text(compiled, used: int) -> str:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"it fits, with {used / 2**30:.2f} GiB a chip, but how long it takes is not known: this libtpu cannot write down what it"
-            f" compiled ({reason[:120]}); another version, another batch or model.remat may do"
+            f"it fits, with {used / 2**30:.2f} GiB a chip, but how long it takes is not known: this libtpu cannot write down what"
+            f" it compiled ({reason[:120]}); another version, another batch or model.remat may do"
         ) from None
 
 
