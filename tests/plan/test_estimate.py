@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from jaxeff.cli import main
+from jaxeff.core.spec import count
 from jaxeff.data import TextData
 from jaxeff.mixers import GQA
 from jaxeff.models import LM, Block, Stage
@@ -14,7 +16,9 @@ from jaxeff.plan.estimate import Estimate, _asked
 from jaxeff.plan.page import page
 from jaxeff.plan.parts import WAITING
 from jaxeff.plan.table import comparison, text
+from jaxeff.train.config_file import load
 from jaxeff.train.experiment import Experiment, MeshShape
+from tests.documented import ROOT
 
 GIB = 2**30
 FOUND = Estimate(
@@ -134,3 +138,12 @@ def test_odd_arguments_are_one_line(arguments, says, capsys):
     assert status == 2
     error = capsys.readouterr().err
     assert says in error, error
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/tpu").glob("*.py")), ids=lambda path: path.stem)
+def test_configs_for_tpus_are_of_the_size_that_their_first_line_names(path):
+    e = load(path)
+    said = re.search(r"([\d.]+) (M|B) parameters", path.read_text().partition("\n")[0])
+    size = float(said[1]) * {"M": 1e6, "B": 1e9}[said[2]]
+    assert count(e.model.specs()) == pytest.approx(size, rel=0.05)
+    assert e.mesh == MeshShape(fsdp=16) and e.data.batch_size % 16 == 0 and e.precision == "bfloat16"

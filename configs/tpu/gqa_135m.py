@@ -1,0 +1,28 @@
+"""A Llama-like model of 135 M parameters.
+
+command    jaxeff train configs/tpu/gqa_135m.py --data text --workdir runs/gqa_135m
+           text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
+expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_135m.py --topology ...` says, with these --set:
+           topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
+           v5e:4x4                                                211 ms  38.6 %    77,577    4.9 GiB
+"""
+
+from jaxeff.data import SentencePiece, Text, TextData
+from jaxeff.mixers import GQA, MLP
+from jaxeff.models import LM, Block, Stage
+from jaxeff.train.experiment import Experiment, MeshShape, Train
+from jaxeff.train.optim import Optim
+
+VOCABULARY = 32768
+
+
+def config():
+    block = Block(GQA(n_heads=6, n_kv_heads=2), MLP(d_hidden=2304))
+    return Experiment(
+        model=LM(VOCABULARY, 768, (Stage((block,), 16),), remat="dots"),
+        data=TextData(Text(("text",)), SentencePiece(VOCABULARY), seq_len=2048, batch_size=128),
+        optim=Optim(lr=1e-3, schedule="cosine"),
+        train=Train(steps=5000, eval_every=1000, save_every=1000),
+        mesh=MeshShape(fsdp=16),
+        precision="bfloat16",
+    )

@@ -1,0 +1,28 @@
+"""Mamba-2 of 1.0 B parameters.
+
+command    jaxeff train configs/tpu/mamba2_1b.py --data text --workdir runs/mamba2_1b
+           text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
+expected   nobody has run it; what `jaxeff plan configs/tpu/mamba2_1b.py --topology ...` says, with these --set:
+           topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
+           v5e:4x4                                              1,428 ms  18.7 %     5,735    3.1 GiB
+"""
+
+from jaxeff.data import SentencePiece, Text, TextData
+from jaxeff.mixers import Mamba2
+from jaxeff.models import LM, Block, Stage
+from jaxeff.train.experiment import Experiment, MeshShape, Train
+from jaxeff.train.optim import Optim
+
+VOCABULARY = 32768
+
+
+def config():
+    block = Block(Mamba2(head_dim=64), None)
+    return Experiment(
+        model=LM(VOCABULARY, 2048, (Stage((block,), 37),), remat="full"),
+        data=TextData(Text(("text",)), SentencePiece(VOCABULARY), seq_len=2048, batch_size=64),
+        optim=Optim(lr=5e-4, schedule="cosine"),
+        train=Train(steps=20000, eval_every=1000, save_every=1000),
+        mesh=MeshShape(fsdp=16),
+        precision="bfloat16",
+    )
