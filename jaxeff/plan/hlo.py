@@ -222,22 +222,26 @@ class Module:
         return total
 
     def _read(self, inner, n: int) -> int:
-        """Bytes that a fusion reads of its n-th operand."""
+        """Bytes that a fusion reads of its n-th operand: of what is only cut, in fusions within too, the cuts."""
         own = next((i for i in inner if i.opcode == "parameter" and i.operands == (str(n),)), None)
-        if own is None:
+        users = [] if own is None else [i for i in inner if own.name in i.operands]
+        if not users:
             return 0
-        users = [i for i in inner if own.name in i.operands]
-        if users and all(user.opcode in TAKES and user.operands[0] == own.name for user in users):
-            return sum(self._taken(user, own.name) for user in users)
-        return _in_memory(own.type)
+        found = 0
+        for user in users:
+            if user.opcode == "fusion":
+                within = self.computations[user.called]
+                found += sum(self._read(within, k) for k, name in enumerate(user.operands) if name == own.name)
+            else:
+                found += self._taken(user, own.name)
+        return min(found, _in_memory(own.type)) if _in_memory(own.type) else 0
 
     def _taken(self, user: Instruction, name: str) -> int:
         """Bytes that one instruction reads of an operand."""
-        if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+        first = user.operands[0] == name
+        if user.opcode == "dynamic-update-slice" and first:
             return 0
-        return _in_memory(
-            self.types.get(name, ""), user.type if user.opcode in TAKES and user.operands[0] == name else None
-        )
+        return _in_memory(self.types.get(name, ""), user.type if user.opcode in TAKES and first else None)
 
     def branches(self, instruction: Instruction) -> list[str]:
         """The computations of which a conditional executes one."""

@@ -168,6 +168,12 @@ def test_a_slice_of_an_array_is_what_is_read_of_it():
   ROOT %slice = f32[1,128]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,128}
 }
 
+%around (r0: f32[16,128], r1: s32[]) -> f32[1,128] {
+  %r0 = f32[16,128]{1,0} parameter(0)
+  %r1 = s32[] parameter(1)
+  ROOT %within = f32[1,128]{1,0} fusion(%r0, %r1), kind=kLoop, calls=%fused
+}
+
 %update (q0: f32[16,128], q1: f32[1,128], q2: s32[]) -> f32[16,128] {
   %q0 = f32[16,128]{1,0} parameter(0)
   %q1 = f32[1,128]{1,0} parameter(1)
@@ -179,12 +185,13 @@ ENTRY %main (x: f32[16,128], i: s32[]) -> f32[16,128] {
   %x = f32[16,128]{1,0} parameter(0)
   %i = s32[] parameter(1)
   %one = f32[1,128]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused
+  %nested = f32[1,128]{1,0} fusion(%x, %i), kind=kLoop, calls=%around
   %own = f32[1,128]{1,0:T(1,128)S(1)} copy(%one)
   ROOT %all = f32[16,128]{1,0} fusion(%x, %one, %i), kind=kLoop, calls=%update
 }
 """
     module = Module(text)
-    _, _, one, own, written = module.computations["main"]
-    assert module.moved(one) == 512 + 4 + 512
+    _, _, one, nested, own, written = module.computations["main"]
+    assert module.moved(one) == module.moved(nested) == 512 + 4 + 512
     assert module.moved(own) == 512, "what it writes does not lie in main memory"
     assert module.moved(written) == 512 + 4 + 512, "one row read, one written, in place"
