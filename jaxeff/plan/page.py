@@ -15,6 +15,7 @@ CSS = """
 td.words, th.words { text-align: left; } .bad { font-weight: 700; }
 """
 ROWS = 40
+VISIBLE = 0.0005  # of a bar
 
 
 def page(title: str, estimates: Sequence[tuple[str, Estimate | str]], run: Sequence[str] = ()) -> str:
@@ -22,13 +23,13 @@ def page(title: str, estimates: Sequence[tuple[str, Estimate | str]], run: Seque
     body = [f"<h1>{_(title)}</h1>"]
     if len(estimates) > 1:
         body.append(_compared(estimates))
-    for (name, found), about in zip(estimates, [*run, *[""] * len(estimates)], strict=False):
+    for i, ((name, found), about) in enumerate(zip(estimates, [*run, *[""] * len(estimates)], strict=False)):
         if isinstance(found, Estimate):
-            body += _one(name if len(estimates) > 1 else "", found, about)
+            body += _one(i, name if len(estimates) > 1 else "", found, about)
     return document(title, body, CSS)
 
 
-def _one(name: str, found: Estimate, about: str) -> list[str]:
+def _one(i: int, name: str, found: Estimate, about: str) -> list[str]:
     lines = [*headline(found).split("\n"), about]
     body = [f"<h2>{_(name)}</h2>"] if name else []
     body.append('<div class="finding">' + "".join(f"<p>{_(line)}</p>" for line in lines if line) + "</div>")
@@ -54,7 +55,7 @@ def _one(name: str, found: Estimate, about: str) -> list[str]:
     ]  # fmt: skip
     titles = ("kind", "over", "size", "times", "takes", "waits", "part", "line", "")
     body += ["<h2>Communication between chips</h2>", _table(titles, sent) if sent else "<p>None.</p>"]
-    body += ["<h2>Instructions</h2>", _roofline(found), _instructions(found)]
+    body += ["<h2>Instructions</h2>", _roofline(i, found), _instructions(found)]
     if found.unknown:
         listed = ", ".join(f"{n} at {_(place(line))}" for line, n in found.unknown.items())
         body.append(f"<p>Kernels of which the compiler has no estimate, and whose time is missing above: {listed}.</p>")
@@ -92,7 +93,7 @@ def _instructions(found: Estimate) -> str:
     return _table(("part", "line", "operation", "times", "takes", "at best", "bound by", "reached"), rows)
 
 
-def _roofline(found: Estimate) -> str:
+def _roofline(i: int, found: Estimate) -> str:
     """FLOP/s against FLOPs a byte of every instruction with a product."""
     works = [w for w in found.works if w["flops"] and w["bytes"] and w["seconds"]]
     if not works:
@@ -116,24 +117,25 @@ def _roofline(found: Estimate) -> str:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
 
     words = "Each matrix product as a point, larger where it takes longer; the line is what the chip can do."
-    drawn = themed(svg("roofline", "Roofline", words, (8.0, 3.6), draw))
+    drawn = themed(svg(f"roofline-{i}", "Roofline", words, (8.0, 3.6), draw))
     return f"<figure>{drawn}<figcaption>{words}</figcaption></figure>"
 
 
 def _bar(shares: dict[str, float], order: Sequence[str]) -> str:
-    names = [name for name in order if shares.get(name, 0) > 0]
-    fill = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)} | {WAITING: "#b00020", COPIES: "#8a8f98"}
+    """Shares of one whole, those that can be seen, as pieces of a bar in a fixed order, so that two pages can be compared."""
+    names = [name for name in order if shares.get(name, 0) >= VISIBLE]
+    fill = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)} | {
+        WAITING: "var(--mark)",
+        COPIES: "var(--soft)",
+    }
+    said = {name: f"{_(name)} {shares[name]:.1%}" for name in names}
     pieces = "".join(
-        f'<span style="width:{100 * shares[name]:.2f}%;background:{fill[name]}" title="{_(name)} {shares[name]:.1%}"></span>'
+        f'<span style="width:{100 * shares[name]:.2f}%;background:{fill[name]}" title="{said[name]}"></span>'
         for name in names
     )
-    keys = "".join(
-        f'<li><span class="key" style="background:{fill[name]}"></span>{_(name)} {shares[name]:.1%}</li>'
-        for name in names
-    )
-    return (
-        f'<div class="bar" role="img" aria-label="{_(", ".join(names))}">{pieces}</div><ul class="legend">{keys}</ul>'
-    )
+    keys = "".join(f'<li><span class="key" style="background:{fill[name]}"></span>{said[name]}</li>' for name in names)
+    label = ", ".join(said.values())
+    return themed(f'<div class="bar" role="img" aria-label="{label}">{pieces}</div><ul class="legend">{keys}</ul>')
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
