@@ -16,6 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Spec, residual
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
@@ -150,7 +151,7 @@ class DeltaNet:
             qkv[name], after[name] = self.conv.apply(params[f"conv_{name}"], u, taps.get(name), tokens)
         beta_BTH = einsum("btd,dh->bth", x_BTD, params["beta"])
         log_a = self._log_a(params, x_BTD)
-        o_BTHE, S_BHCE = jax.checkpoint(self._mix)(**qkv, beta=beta_BTH, log_a=log_a, S=S_BHCE, tokens=tokens)
+        o_BTHE, S_BHCE = checkpoint(self._mix)(**qkv, beta=beta_BTH, log_a=log_a, S=S_BHCE, tokens=tokens)
         gate_BTHE = self._output_gate(params, x_BTD)
         o_BTHE = self.norm.apply(params["norm"], o_BTHE.astype(jnp.float32))
         o_BTHE = o_BTHE if gate_BTHE is None else o_BTHE * gate_BTHE

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.core.errors import lookup
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
 from jaxeff.mixers.heads import head_count, head_width
@@ -142,7 +143,7 @@ class LinearAttention:
         tokens, row = ctx.tokens(x_BTD, row)
         qkv = [project(params, name, "btd,dhc->bthc", x_BTD) for name in "qkv"]
         # Features are many times the size of q and k (taylor2) or their float32 copies: made again in the backward pass.
-        o_BTHC, S_BHNC = jax.checkpoint(self._mix)(*qkv, S_BHNC, tokens.valid, tokens.start)
+        o_BTHC, S_BHNC = checkpoint(self._mix)(*qkv, S_BHNC, tokens.valid, tokens.start)
         y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
         return Out(y_BTD, None if state is None else LinearState(S_BHNC, row))
 

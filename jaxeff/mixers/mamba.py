@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Site, Spec, ones, residual
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
@@ -120,7 +121,7 @@ class Mamba:
             self._norm(project(params, name, "btc,cn->btn", x_BTC)) for name in ("dt_low", "b", "c")
         )
         dt_BTC = einsum("btr,rc->btc", low_BTR, params["dt"])  # its bias is added in float32
-        y_BTC, h_BCN = jax.checkpoint(self._scan)(params, x_BTC, dt_BTC, b_BTN, c_BTN, z_BTC, h_BCN, tokens)
+        y_BTC, h_BCN = checkpoint(self._scan)(params, x_BTC, dt_BTC, b_BTN, c_BTN, z_BTC, h_BCN, tokens)
         y_BTD = project(params, "o", "btc,cd->btd", y_BTC)
         return Out(y_BTD, None if state is None else MambaState(h_BCN, taps, row))
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Spec, ones, residual
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
@@ -149,8 +150,8 @@ class Mamba2:
                 params[f"conv_{name}"], u, None if state is None else state.taps[name], tokens
             )
         S_BHNE = None if state is None else state.S
-        y_BTHE, S_BHNE = jax.checkpoint(self._scan)(params, *xbc.values(), dt_BTH, S_BHNE, tokens)
-        y_BTHE = jax.checkpoint(self._gate)(params["norm"], y_BTHE, z_BTHE)
+        y_BTHE, S_BHNE = checkpoint(self._scan)(params, *xbc.values(), dt_BTH, S_BHNE, tokens)
+        y_BTHE = checkpoint(self._gate)(params["norm"], y_BTHE, z_BTHE)
         y_BTD = project(params, "o", "bthe,hed->btd", y_BTHE)
         return Out(y_BTD, None if state is None else Mamba2State(S_BHNE, taps, row))
 

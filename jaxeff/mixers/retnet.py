@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.norm import Norm, RMSNorm
@@ -138,8 +139,8 @@ class RetNet:
         S_BHCE, row = (None, None) if state is None else (state.S, state.row)
         tokens, row = ctx.tokens(x_BTD, row)
         q, k, v, z_BTHE = (project(params, name, "btd,dhc->bthc", x_BTD) for name in "qkvz")
-        o_BTHE, S_BHCE = jax.checkpoint(self._mix)(params, x_BTD, q, k, v, S_BHCE, tokens)
-        o_BTHE = jax.checkpoint(self._gate)(params["norm"], o_BTHE, z_BTHE)
+        o_BTHE, S_BHCE = checkpoint(self._mix)(params, x_BTD, q, k, v, S_BHCE, tokens)
+        o_BTHE = checkpoint(self._gate)(params["norm"], o_BTHE, z_BTHE)
         y_BTD = project(params, "o", "bthe,hed->btd", o_BTHE)
         return Out(y_BTD, None if state is None else RetNetState(S_BHCE, row))
 

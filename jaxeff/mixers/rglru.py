@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core import sequence
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Site, Spec, residual, stack, zeros
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, biased, project, width
@@ -138,7 +139,7 @@ class RGLRU:
         x_BTHC, taps = self.conv.apply(params["conv_x"], x_BTHC, taps, tokens)
         r_BTHC, i_BTHC = (einsum("bthc,hce->bthe", x_BTHC, params[name]) for name in "ri")  # biases in float32
         first_BT = _first(x_BTD.shape[:2], tokens, before)
-        y_BTHC, h_BR = jax.checkpoint(_scan)(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, tokens.valid, first_BT)
+        y_BTHC, h_BR = checkpoint(_scan)(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, tokens.valid, first_BT)
         y_BTD = project(params, "o", "bthc,hcd->btd", y_BTHC)
         return Out(y_BTD, None if state is None else RGLRUState(h_BR, taps, row))
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Site, Spec, residual
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
 from jaxeff.mixers.rwkv import Current, ShiftState, depth, empty_shift, lerp, mixes, shifted, squared
@@ -101,7 +102,7 @@ class RWKV4:
         kvr_BTA = [
             project(params, name, "btd,da->bta", lerp(x_BTD, before_BTD, _before(params, name))) for name in "kvr"
         ]
-        h_BTA, sums = jax.checkpoint(_average)(
+        h_BTA, sums = checkpoint(_average)(
             params["decay"], params["bonus"], *kvr_BTA, None if state is None else state.wkv, tokens
         )
         y_BTD = project(params, "o", "bta,ad->btd", h_BTA)

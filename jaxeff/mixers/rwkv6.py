@@ -16,6 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Site, Spec, residual, stack, zeros
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
@@ -166,14 +167,14 @@ class RWKV6:
         rkvg_BTHC = {name: project(params, name, "btd,dhc->bthc", mixed[name]) for name in "rkvg"}
         low_BTR = einsum("btd,dr->btr", mixed["w"], params["decay_down"])
         rkvg_BTHC["w"] = einsum("btr,rhc->bthc", _tanh(low_BTR), params["decay_up"])
-        o_BTHC, S_BHCC = jax.checkpoint(_recurrence)(
+        o_BTHC, S_BHCC = checkpoint(_recurrence)(
             params["decay"],
             params["bonus"],
             *(rkvg_BTHC[name] for name in "rwkv"),
             None if state is None else state.S,
             tokens,
         )
-        h_BTHC = jax.checkpoint(self._gate)(params["norm"], o_BTHC, rkvg_BTHC["g"])
+        h_BTHC = checkpoint(self._gate)(params["norm"], o_BTHC, rkvg_BTHC["g"])
         y_BTD = project(params, "o", "bthc,hcd->btd", h_BTHC)
         return Out(y_BTD, None if state is None else RWKV6State(shift, S_BHCC))
 

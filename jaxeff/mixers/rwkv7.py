@@ -19,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Constant, Site, Spec, zeros
 from jaxeff.core.weight import einsum
 from jaxeff.mixers.base import Ctx, Out, at_least_one, project, width
@@ -209,9 +210,9 @@ class RWKV7:
         gate = _low_rank(params, "gate", x["g"], jax.nn.sigmoid)
         first = v
         if self.value_residual:
-            v = jax.checkpoint(_drawn)(v, ctx.shared["v_first"], params["value"], _low_rank(params, "value", x["v"]))
+            v = checkpoint(_drawn)(v, ctx.shared["v_first"], params["value"], _low_rank(params, "value", x["v"]))
         S_BHCC = None if state is None else state.S
-        o_BTHC, S_BHCC = jax.checkpoint(self._mix)(params, r, k, v, decay, rate, gate, S_BHCC, tokens)
+        o_BTHC, S_BHCC = checkpoint(self._mix)(params, r, k, v, decay, rate, gate, S_BHCC, tokens)
         y_BTD = project(params, "o", "bthc,hcd->btd", o_BTHC)
         shared = {} if self.value_residual else {"v_first": first}
         return Out(y_BTD, None if state is None else RWKV7State(shift, S_BHCC), shared)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.recompute import computed_again
 from jaxeff.core.spec import at_depth, stack
 from jaxeff.core.tree import match
 from jaxeff.mixers.base import Ctx, Out
@@ -212,7 +213,7 @@ class Stack:
         body = functools.partial(body, outer)
         if self.remat != "none":
             # Under a scan the compiler cannot merge the recomputation with the forward pass anyway.
-            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not scanned)
+            body = jax.checkpoint(_within(body), policy=REMAT[self.remat], prevent_cse=not scanned)
         if scanned:
             x_BTD, (states, _, aux) = jax.lax.scan(body, x_BTD, (layers, states, repeat_R), length=repeats)
             return Out(x_BTD, states, {}, aux)
@@ -222,6 +223,16 @@ class Stack:
             found.append((state, aux))
         states, aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
         return Out(x_BTD, states, shared, aux)
+
+
+def _within(body):
+    """`body`, for whose parts all of it is computed again."""
+
+    def again(*arguments):
+        with computed_again():
+            return body(*arguments)
+
+    return again
 
 
 def _descended(body, descent, outer, x_BTD, layers, repeats: int) -> Out:

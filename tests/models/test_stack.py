@@ -12,9 +12,10 @@ import pytest
 
 import jaxeff
 from jaxeff.core.errors import UserError
+from jaxeff.core.spec import abstract
 from jaxeff.core.tree import paths
 from jaxeff.evaluate.scores import evaluate
-from jaxeff.mixers import GQA, MLP, Ctx
+from jaxeff.mixers import GQA, MLP, Ctx, RetNet
 from jaxeff.mixers.base import Shared, dropout
 from jaxeff.mixers.registry import MIXERS
 from jaxeff.models import LM, Block, Stage
@@ -472,3 +473,13 @@ def test_evaluation_drops_nothing():
 def test_rates_that_cannot_be(rate):
     with pytest.raises(ValueError, match=r"Block.dropout must lie in \[0, 1\)"):
         Block(OWN, dropout=rate)
+
+
+def test_what_a_layer_computes_again_its_mixer_does_not_compute_once_more():
+    def checkpoints(remat: str) -> int:
+        lm = LM(17, 16, (Stage((Block(RetNet(n_heads=2), None),), 2),), remat=remat)
+        tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        return str(jax.make_jaxpr(lambda p, t: lm.apply(p, t).y)(abstract(lm.specs()), tokens)).count("remat2[")
+
+    assert checkpoints("none") == 2, "of the recurrence, and of the gate after it"
+    assert checkpoints("full") == checkpoints("dots") == 1, "of the layer"
