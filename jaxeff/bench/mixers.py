@@ -93,7 +93,8 @@ def _decoding(layer, params, n: int):
 
     @jax.jit
     def prefill(params, x_BTD):
-        return layer.apply(params, x_BTD, layer.init_state(1, n + STEPS, x_BTD.dtype)).state
+        out = layer.apply(params, x_BTD, layer.init_state(1, n + STEPS, x_BTD.dtype))
+        return out.state, out.y
 
     @jax.jit
     def further(params, state, x_BTD):
@@ -105,7 +106,7 @@ def _decoding(layer, params, n: int):
         return jax.lax.scan(step, (state, x_BTD), None, length=STEPS)[0][1]
 
     prompt_BTD = jax.random.normal(jax.random.key(2), (1, n, layer.d_model))
-    state, x_BTD = prefill(params, prompt_BTD), jnp.ones((1, 1, layer.d_model))
+    (state, _), x_BTD = prefill(params, prompt_BTD), jnp.ones((1, 1, layer.d_model))
     return lambda: prefill(params, prompt_BTD), lambda: further(params, state, x_BTD)
 
 
