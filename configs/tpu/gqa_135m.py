@@ -4,7 +4,7 @@ command    jaxeff train configs/tpu/gqa_135m.py --data text --workdir runs/gqa_1
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_135m.py --topology ...` says, with these --set:
            topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
-           v5e:4x4                                                211 ms  38.6 %    77,577    4.9 GiB
+           v5e:4x4                                                213 ms  38.4 %    77,094    4.9 GiB
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

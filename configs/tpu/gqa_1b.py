@@ -4,8 +4,8 @@ command    jaxeff train configs/tpu/gqa_1b.py --data text --workdir runs/gqa_1b
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_1b.py --topology ...` says, with these --set:
            topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
-           v5e:4x4                                                486 ms  57.3 %    16,865    8.2 GiB
-           v6e:8x8    mesh.fsdp=64 data.batch_size=256            240 ms  24.9 %    34,204    7.5 GiB
+           v5e:4x4                                                488 ms  57.1 %    16,804    8.2 GiB
+           v6e:8x8    mesh.fsdp=64 data.batch_size=256            241 ms  24.8 %    33,965    7.5 GiB
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

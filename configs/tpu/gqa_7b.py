@@ -4,8 +4,8 @@ command    jaxeff train configs/tpu/gqa_7b.py --data text --workdir runs/gqa_7b
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_7b.py --topology ...` says, with these --set:
            topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
-           v5e:4x4                                              1,988 ms  46.5 %     2,060    9.7 GiB
-           v6e:8x8    mesh.fsdp=64 data.batch_size=128            787 ms  25.2 %     5,208    4.1 GiB
+           v5e:4x4                                              1,990 ms  46.5 %     2,059    9.7 GiB
+           v6e:8x8    mesh.fsdp=64 data.batch_size=128            788 ms  25.2 %     5,196    4.1 GiB
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

@@ -4,7 +4,7 @@ command    jaxeff train configs/tpu/mamba2_1b.py --data text --workdir runs/mamb
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/mamba2_1b.py --topology ...` says, with these --set:
            topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
-           v5e:4x4                                              1,327 ms  20.1 %     6,173    3.4 GiB
+           v5e:4x4                                              1,329 ms  20.1 %     6,165    3.4 GiB
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

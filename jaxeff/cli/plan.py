@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 
 from jaxeff.cli.arguments import folder
 
@@ -50,9 +51,8 @@ def run(args: argparse.Namespace) -> int | None:
     for _, e, steps in known if args.sweep is None else known[:1]:
         print(text(e, steps, args.price, args.watts) + "\n")
     if args.html is not None:
-        about = [
-            whole_run(e, steps, args.price, args.watts) if e.fits and e.kind == "train" else "" for _, e, steps in known
-        ]
+        told = lambda e: isinstance(e, Estimate) and e.fits and e.kind == "train"  # noqa: E731
+        about = [whole_run(e, steps, args.price, args.watts) if told(e) else "" for _, e, steps in found]
         write_text(
             args.html, page(f"Plan: {' and '.join(args.experiments)}", [(name, e) for name, e, _ in found], about)
         )
@@ -98,8 +98,6 @@ def _fitting(title: str, experiment, topology: str, kind):
 
 
 def _tell(line: str) -> None:
-    import sys
-
     print(line, file=sys.stderr, flush=True)
 
 

@@ -66,11 +66,6 @@ def decaying(
     return y, last(state)
 
 
-def whole(summary: Summary, join: Callable[[Summary, Summary], Summary]) -> Summary:
-    """The summary of all slices, on each."""
-    return last(_upto(summary, join))
-
-
 def last(x: Summary) -> Summary:
     """What the last slice has, on each."""
     here = number() == count() - 1

@@ -4,10 +4,11 @@ The model, B bytes of the whole array on each chip, n chips, W bytes a second in
 along which the n chips lie, two links a dimension where they close to a ring and one where they do not:
 
     all-gather, reduce-scatter   B (n - 1) / n / W        all-reduce          twice that
-    all-to-all                   B n / (4 W)              collective-permute  B / link
+    all-to-all                   B s / (4 w)              collective-permute  B / link
 
-and HOP seconds for each hop of the longest way. (The forms of "How to Scale Your Model", Austin et al. 2025.) What is computed
-between the start of a communication and its end hides it; several at once share the links one after the other.
+s chips along the longest of these dimensions, w bytes a second along it, as half of what all have passes its middle; and HOP
+seconds for each hop of the longest way. (The forms of "How to Scale Your Model", Austin et al. 2025.) What is computed between the start of
+a communication and its end hides it; several at once share the links one after the other.
 """
 
 import dataclasses
@@ -78,17 +79,20 @@ class Links:
         if n == 1 or size == 0:
             return 0.0
         spread = np.ptp(places, axis=0)
-        ways = sum(2 if self._closes(d) and spread[d] + 1 == self.sides[d] else 1 for d in np.flatnonzero(spread))
-        width = max(1, ways) * self.chip.link
+        width = max(1, sum(self._ways(d, spread) for d in np.flatnonzero(spread))) * self.chip.link
         hops = HOP * max(1, int(spread.sum()) // 2)
         if kind == "collective-permute":
             return size / self.chip.link + HOP
-        share = {"all-reduce": 2 * (n - 1) / n, "all-to-all": n / 4 / n}.get(kind, (n - 1) / n)
-        return size * share / width + hops
+        if kind == "all-to-all":
+            longest = int(np.argmax(spread))
+            return size * int(spread[longest] + 1) / (4 * self._ways(longest, spread) * self.chip.link) + hops
+        return size * (n - 1) / n * (2 if kind == "all-reduce" else 1) / width + hops
 
-    def _closes(self, dimension: int) -> bool:
+    def _ways(self, dimension: int, spread: np.ndarray) -> int:
+        """Links of a chip along a dimension: two where the group takes all of it and it closes to a ring."""
         side, closed = int(self.sides[dimension]), self.chip.closed
-        return side == closed or (self.chip.cubes and side % closed == 0)
+        closes = side == closed or (self.chip.cubes and side % closed == 0)
+        return 2 if closes and spread[dimension] + 1 == side else 1
 
     def _group(self, i: Instruction) -> tuple[int, ...]:
         """The first group of chips, by their numbers in the mesh."""

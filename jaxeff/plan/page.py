@@ -7,12 +7,12 @@ from jaxeff.lab.plots import COLOURS, svg, themed
 from jaxeff.lab.style import document
 from jaxeff.plan.estimate import Estimate
 from jaxeff.plan.parts import COPIES, PARTS, WAITING
-from jaxeff.plan.table import gib, headline, ms, place
+from jaxeff.plan.table import COMPARED, SENT, WORKS, compared_rows, gib, headline, ms, place, sent_rows, work_rows
 
 CSS = """
 .bar { display: flex; height: 2.2rem; width: 100%; margin: .6rem 0; border-radius: 4px; overflow: hidden; }
 .bar span { min-width: 1px; } .key { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .4rem; }
-td.words, th.words { text-align: left; } .bad { font-weight: 700; }
+td.words, th.words { text-align: left; }
 """
 ROWS = 40
 VISIBLE = 0.0005  # of a bar
@@ -22,7 +22,7 @@ def page(title: str, estimates: Sequence[tuple[str, Estimate | str]], run: Seque
     """The page of one or several estimates, side by side where there are several. run: lines about the whole run, one each."""
     body = [f"<h1>{_(title)}</h1>"]
     if len(estimates) > 1:
-        body.append(_compared(estimates))
+        body.append(_table(COMPARED, compared_rows(estimates)))
     for i, ((name, found), about) in enumerate(zip(estimates, [*run, *[""] * len(estimates)], strict=False)):
         if isinstance(found, Estimate):
             body += _one(i, name if len(estimates) > 1 else "", found, about)
@@ -46,16 +46,9 @@ def _one(i: int, name: str, found: Estimate, about: str) -> list[str]:
     body.append(
         _table(("part", "time", "share"), [(p, ms(s), f"{s / found.seconds:.1%}") for p, s in found.parts.items()])
     )
-    sent = [
-        (
-            r["kind"], r["axes"], gib(r["bytes"]), f"{r['times']:g}", ms(r["seconds"]), ms(r["exposed"]), r["part"],
-            place(r["line"]), "" if r["asked"] else "no rule asks for it",
-        )
-        for r in found.sent[:ROWS]
-    ]  # fmt: skip
-    titles = ("kind", "over", "size", "times", "takes", "waits", "part", "line", "")
-    body += ["<h2>Communication between chips</h2>", _table(titles, sent) if sent else "<p>None.</p>"]
-    body += ["<h2>Instructions</h2>", _roofline(i, found), _instructions(found)]
+    sent = sent_rows(found, ROWS)
+    body += ["<h2>Communication between chips</h2>", _table(SENT, sent) if sent else "<p>None.</p>"]
+    body += ["<h2>Instructions</h2>", _roofline(i, found), _table(WORKS, work_rows(found, ROWS))]
     if found.unknown:
         listed = ", ".join(f"{n} at {_(place(line))}" for line, n in found.unknown.items())
         body.append(f"<p>Kernels of which the compiler has no estimate, and whose time is missing above: {listed}.</p>")
@@ -64,33 +57,9 @@ def _one(i: int, name: str, found: Estimate, about: str) -> list[str]:
 
 
 METHOD = (
-    "Times are the compiler's own estimates of cycles at the chip's clock, summed over loops; waiting is what a plain model of"
-    " the links leaves uncovered. Nothing was run."
+    "Times are the compiler's own estimates of cycles at the chip's clock, summed over loops; kernels count at an assumed share of"
+    " the peak; waiting is what a plain model of the links leaves uncovered. Nothing was run."
 )
-
-
-def _compared(estimates: Sequence[tuple[str, Estimate | str]]) -> str:
-    rows = []
-    for name, e in estimates:
-        if isinstance(e, str):
-            rows.append((name, e, "", "", ""))
-        elif not e.fits:
-            rows.append((name, "does not fit", gib(e.used), "", ""))
-        else:
-            rows.append((name, ms(e.seconds), gib(e.used), f"{e.tokens_per_s:,.0f}", f"{e.mfu:.1%}"))
-    return _table(("", "takes", "a chip holds", "tokens/s", "MFU"), rows)
-
-
-def _instructions(found: Estimate) -> str:
-    rows = []
-    for w in found.works[:ROWS]:
-        by_flops, by_memory = w["flops"] / found.peak, w["bytes"] / found.bandwidth
-        best = max(by_flops, by_memory)
-        rows.append((
-            w["part"], place(w["line"]), w["operation"], f"{w['times']:g}", ms(w["seconds"]), ms(best),
-            "flops" if by_flops >= by_memory else "memory", f"{best / w['seconds']:.0%}" if w["seconds"] else "",
-        ))  # fmt: skip
-    return _table(("part", "line", "operation", "times", "takes", "at best", "bound by", "reached"), rows)
 
 
 def _roofline(i: int, found: Estimate) -> str:

@@ -28,8 +28,7 @@ PARTS = (*dict.fromkeys(part for part, _, _ in RULES), COPIES, WAITING)
 
 
 def part_of(stack: Sequence[Place]) -> str:
-    """One of PARTS; COPIES for what the compiler added of its own. The frames within a mixer alone are asked where there are any,
-    so that what a layer calls is not the layer's."""
+    """One of PARTS; COPIES for what the compiler added of its own. A weight that no layer asks for is the embedding."""
     for part, file, function in RULES:
         if any(re.search(file, place.file) and re.search(function, place.function) for place in stack):
             return "embedding" if part == "projections" and not _within_layer(stack) else part
@@ -41,8 +40,7 @@ def _within_layer(stack: Sequence[Place]) -> bool:
 
 
 def line_of(stack: Sequence[Place]) -> Place | None:
-    """The line of the model: the innermost of the package that is not in `core`, `ops` or a compute trick of theirs; else the
-    innermost of all."""
+    """The line of the model: the innermost that is in a layer, a model, an objective or the step; else the innermost of all."""
     own = [
         place for place in stack if re.search(r"jaxeff/(mixers/(?!base|sliced)|models|objectives|train)", place.file)
     ]

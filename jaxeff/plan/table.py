@@ -66,35 +66,54 @@ def _time(found: Estimate) -> str:
 
 
 def _sent(found: Estimate) -> str:
-    rows = [
-        (
-            row["kind"], row["axes"], gib(row["bytes"]), f"{row['times']:g}", ms(row["seconds"]), ms(row["exposed"]),
-            row["part"], place(row["line"]), "" if row["asked"] else "UNASKED",
-        )
-        for row in found.sent[:ROWS]
-    ]  # fmt: skip
     unasked = [row for row in found.sent if not row["asked"]]
     said = (
         f"\n{len(unasked)} that no sharding rule asks for, {ms(sum(r['seconds'] for r in unasked))}" if unasked else ""
     )
-    return table("communication", ("", "over", "size", "times", "takes", "waits", "part", "line", ""), rows) + said
+    return table("communication", SENT, sent_rows(found, ROWS)) + said
 
 
 def _works(found: Estimate) -> str:
-    def row(w: Mapping[str, Any]) -> tuple[str, ...]:
-        ideal = max(w["flops"] / found.peak, w["bytes"] / found.bandwidth)
-        bound = "flops" if w["flops"] / found.peak >= w["bytes"] / found.bandwidth else "memory"
-        return (
-            w["part"], place(w["line"]), w["operation"], f"{w['times']:g}", ms(w["seconds"]), ms(ideal), bound,
-            f"{ideal / w['seconds']:.0%}" if w["seconds"] else "",
-        )  # fmt: skip
-
-    titles = ("part", "line", "operation", "times", "takes", "at best", "bound by", "reached")
-    return table("instructions", titles, [row(w) for w in found.works[:ROWS]])
+    return table("instructions", WORKS, work_rows(found, ROWS))
 
 
 def comparison(found: Sequence[tuple[str, Estimate | str]]) -> str:
     """One line for each of several estimates."""
+    return table("", COMPARED, compared_rows(found))
+
+
+SENT = ("kind", "over", "size", "times", "takes", "waits", "part", "line", "")
+WORKS = ("part", "line", "operation", "times", "takes", "at best", "bound by", "reached")
+COMPARED = ("", "takes", "a chip holds", "tokens/s", "MFU", "compiled in")
+
+
+def sent_rows(found: Estimate, n: int) -> list[tuple[str, ...]]:
+    """The first n communications, under SENT."""
+    return [
+        (
+            row["kind"], row["axes"], gib(row["bytes"]), f"{row['times']:g}", ms(row["seconds"]), ms(row["exposed"]),
+            row["part"], place(row["line"]), "" if row["asked"] else "UNASKED",
+        )
+        for row in found.sent[:n]
+    ]  # fmt: skip
+
+
+def work_rows(found: Estimate, n: int) -> list[tuple[str, ...]]:
+    """The first n instructions, under WORKS."""
+
+    def row(w: Mapping[str, Any]) -> tuple[str, ...]:
+        by_flops, by_memory = w["flops"] / found.peak, w["bytes"] / found.bandwidth
+        best = max(by_flops, by_memory)
+        return (
+            w["part"], place(w["line"]), w["operation"], f"{w['times']:g}", ms(w["seconds"]), ms(best),
+            "flops" if by_flops >= by_memory else "memory", f"{best / w['seconds']:.0%}" if w["seconds"] else "",
+        )  # fmt: skip
+
+    return [row(w) for w in found.works[:n]]
+
+
+def compared_rows(found: Sequence[tuple[str, Estimate | str]]) -> list[tuple[str, ...]]:
+    """A row for each of several estimates, under COMPARED."""
     rows = []
     for name, e in found:
         if isinstance(e, str):
@@ -102,10 +121,9 @@ def comparison(found: Sequence[tuple[str, Estimate | str]]) -> str:
         elif not e.fits:
             rows.append((name, "does not fit", gib(e.used), "", "", ""))
         else:
-            rows.append(
-                (name, ms(e.seconds), gib(e.used), f"{e.tokens_per_s:,.0f}", f"{e.mfu:.1%}", f"{e.compiled_in:.0f} s")
-            )
-    return table("", ("", "takes", "a chip holds", "tokens/s", "MFU", "compiled in"), rows)
+            speed = f"{e.tokens_per_s:,.0f}"
+            rows.append((name, ms(e.seconds), gib(e.used), speed, f"{e.mfu:.1%}", f"{e.compiled_in:.0f} s"))
+    return rows
 
 
 def table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -62,11 +62,11 @@ def test_a_permutation_is_read_by_its_pairs():
 @pytest.mark.parametrize(
     ("line", "seconds"),
     [
-        # One gibibyte over 16 chips in a ring of v5e, two links; twice for a sum; a quarter where all change places.
+        # One gibibyte over 16 chips in a ring of v5e, two links; twice for a sum; a quarter of all where all change places.
         ("f32[268435456]{0} all-gather(%x), dimensions={0}", GIB * 15 / 16 / 100e9 + 7 * HOP),
         ("f32[16777216]{0} reduce-scatter(%x), dimensions={0}", GIB * 15 / 16 / 100e9 + 7 * HOP),
         ("f32[268435456]{0} all-reduce(%x), to_apply=%s", 2 * GIB * 15 / 16 / 100e9 + 7 * HOP),
-        ("f32[268435456]{0} all-to-all(%x), dimensions={0}", GIB * 16 / 4 / 16 / 100e9 + 7 * HOP),
+        ("f32[268435456]{0} all-to-all(%x), dimensions={0}", GIB * 16 / 4 / 100e9 + 7 * HOP),
         ("f32[268435456]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}", GIB / 50e9 + HOP),
     ],
 )
@@ -83,6 +83,8 @@ def test_an_open_row_of_chips_has_half_the_links_of_a_ring_and_two_dimensions_tw
     )
     assert took(8) == pytest.approx(GIB * 7 / 8 / 50e9 + 3 * HOP)
     assert took(2, 4) == pytest.approx(GIB * 7 / 8 / 100e9 + 2 * HOP)
+    m = module("%r = f32[268435456]{0} all-to-all(%x), replica_groups={}, channel_id=1")
+    assert took(2, 4) == pytest.approx(GIB * 4 / 4 / 50e9 + 2 * HOP), "half of all passes the middle of the longer side"
 
 
 START = "%s = (f32[64,1048576]{1,0}, f32[256,1048576]{1,0}) all-gather-start(%x), channel_id=1, replica_groups={}, dimensions={0}"

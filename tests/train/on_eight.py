@@ -8,14 +8,11 @@ import sys
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
 from jaxeff.mixers import GQA, MLP, RetNet  # noqa: E402
 from jaxeff.models import LM, Block, Stage  # noqa: E402
-from jaxeff.train.step import make_step, put, start  # noqa: E402
+from jaxeff.train.step import make_step, start  # noqa: E402
 from tests.shipped import compile_as  # noqa: E402
-from tests.train.tiny import batches, experiment, without  # noqa: E402
+from tests.train.tiny import experiment, losses_from, without  # noqa: E402
 
 STEPS = 10
 
@@ -27,22 +24,11 @@ def tiny(mesh: str):
     return without(e, model=LM(vocab_size=e.model.vocab_size, d_model=16, stages=(Stage(blocks, 1),)))
 
 
-def losses(mesh: str, begun) -> list[float]:
-    e = tiny(mesh)
-    step = make_step(e)
-    state = jax.tree.map(lambda x, laid: jax.device_put(jnp.copy(x), laid.sharding), begun, step.abstract)
-    found = []
-    for batch in batches(e, STEPS):
-        state, out = step.step(state, put(batch, step.mesh))
-        found.append(float(out["loss"]))
-    return found
-
-
 def main(meshes: list[str]):
     compile_as(shipped=False)
     alone = tiny("")
     begun = start(alone, make_step(alone))
-    print(json.dumps({mesh: losses(mesh, begun) for mesh in meshes}))
+    print(json.dumps({mesh: losses_from(begun, tiny(mesh), STEPS) for mesh in meshes}))
 
 
 if __name__ == "__main__":

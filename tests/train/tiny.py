@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxeff.data import Bytes, TextData
@@ -42,6 +43,17 @@ def experiment(*assignments: str) -> Experiment:
         train=Train(steps=8, log_every=1, eval_every=4, save_every=4, eval_batches=2),
     )
     return override(e, assignments)
+
+
+def losses_from(begun, e: Experiment, n: int) -> list[float]:
+    """Of n steps from a state, which is copied to where the experiment's mesh has it."""
+    step = make_step(e)
+    state = jax.tree.map(lambda x, laid: jax.device_put(jnp.copy(x), laid.sharding), begun, step.abstract)
+    found = []
+    for batch in batches(e, n):
+        state, out = step.step(state, put(batch, step.mesh))
+        found.append(float(out["loss"]))
+    return found
 
 
 def batches(e: Experiment, n: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
