@@ -7,8 +7,8 @@ along which the n chips lie, two links a dimension where they close to a ring an
     all-to-all                   B s / (4 w)              collective-permute  B / link
 
 s chips along the longest of these dimensions, w bytes a second along it, as half of what all have passes its middle; and HOP
-seconds for each hop of the longest way. (The forms of "How to Scale Your Model", Austin et al. 2025.) What is computed between the start of
-a communication and its end hides it; several at once share the links one after the other.
+seconds for each hop of the longest way. (The forms of "How to Scale Your Model", Austin et al. 2025.) What is computed between the
+start of a communication and its end hides it; several at once share the links one after the other.
 """
 
 import dataclasses
