@@ -81,6 +81,8 @@ def _plain(eqn, name: str) -> np.ndarray:
     if name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
         return np.array([2.0 * _size(out) * math.prod(eqn.invars[0].aval.shape[i] for i in contract), 0, 0])
+    if name == "ragged_dot_general":
+        return np.array([_ragged(eqn), 0, 0])
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
         per_output = math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
@@ -93,6 +95,14 @@ def _plain(eqn, name: str) -> np.ndarray:
         return np.array([0, float(_size(eqn.invars[0])), 0])
     opaque = "call" in name or "dot_product" in name or name.startswith("splash")
     return np.array([0, 0, 1]) if opaque else np.array([0, float(_size(out)), 0])
+
+
+def _ragged(eqn) -> float:
+    """Every row is multiplied with the weight of its own group. Where rows are summed over, the result has an axis of groups."""
+    numbers, lhs = eqn.params["ragged_dot_dimension_numbers"], eqn.invars[0].aval.shape
+    (contract, _), _ = numbers.dot_dimension_numbers
+    groups = eqn.invars[2].aval.shape[-1] if set(numbers.lhs_ragged_dimensions) <= set(contract) else 1
+    return 2.0 * _size(eqn.outvars[0]) / groups * math.prod(lhs[i] for i in contract)
 
 
 def _kernel(eqn, body) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.moe import MoE
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.retnet import RetNet
 from jaxeff.mixers.rglru import RGLRU
@@ -34,6 +35,7 @@ __all__ = [
     "MQA",
     "Mamba",
     "Mamba2",
+    "MoE",
     "Out",
     "RGLRU",
     "RMSNorm",

@@ -30,6 +30,13 @@ _JAX = (
 ACTIVATIONS = {f.__name__: f for f in (*_JAX, gelu_exact, relu_squared)} | {"swish": jax.nn.silu}
 
 
+def activated(activation: str, gate: jax.Array, up: jax.Array | None = None) -> jax.Array:
+    """act(gate) * up, or act(gate); the steps are float32, rounded once at their end."""
+    h = ACTIVATIONS[activation](gate.astype(jnp.float32))
+    h = h if up is None else h * up.astype(jnp.float32)
+    return h.astype(gate.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class MLP:
     """y = down(act(gate x) * up x), or down(act(up x)) when not gated (Shazeer 2020, "GLU variants improve Transformer").
@@ -78,13 +85,10 @@ class MLP:
         """See `mixers.base.Out`; there is no state."""
         check_state(self, state, x_BTD)
 
-        # The backward pass keeps the products and repeats the activation: as much work, a third of the memory. The
-        # activation's steps are float32, rounded once at their end.
+        # The backward pass keeps the products and repeats the activation: as much work, a third of the memory.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def down(params, gate_BTF, up_BTF):
-            h_BTF = ACTIVATIONS[self.activation](gate_BTF.astype(jnp.float32))
-            h_BTF = h_BTF if up_BTF is None else h_BTF * up_BTF.astype(jnp.float32)
-            return project(params, "down", "btf,fd->btd", h_BTF.astype(x_BTD.dtype))
+            return project(params, "down", "btf,fd->btd", activated(self.activation, gate_BTF, up_BTF))
 
         up_BTF = project(params, "up", "btd,df->btf", x_BTD)
         gate_BTF = project(params, "gate", "btd,df->btf", x_BTD) if self.gated else None

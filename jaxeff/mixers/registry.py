@@ -10,6 +10,7 @@ from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.moe import MoE
 from jaxeff.mixers.retnet import RetNet
 from jaxeff.mixers.rglru import RGLRU
 from jaxeff.mixers.rwkv4 import RWKV4, RWKV4Channel
@@ -38,6 +39,7 @@ MIXERS = {
 
 CHANNEL_MIXERS = {
     "mlp": MLP,
+    "moe": MoE,
     "rwkv4_channel": RWKV4Channel,
     "rwkv6_channel": RWKV6Channel,
     "rwkv7_channel": RWKV7Channel,

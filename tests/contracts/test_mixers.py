@@ -33,6 +33,7 @@ from jaxeff.mixers.linear_attention import LinearAttention
 from jaxeff.mixers.mamba import Mamba
 from jaxeff.mixers.mamba2 import Mamba2
 from jaxeff.mixers.mlp import MLP
+from jaxeff.mixers.moe import MoE
 from jaxeff.mixers.norm import LayerNorm, RMSNorm
 from jaxeff.mixers.registry import CHANNEL_MIXERS, MIXERS
 from jaxeff.mixers.retnet import RetNet
@@ -81,6 +82,10 @@ SMALL = {
     "rwkv7_channel": RWKV7Channel(12, d_hidden=20),
     "mlp": MLP(16, d_hidden=24),
     "mlp/plain": MLP(16, d_hidden=24, gated=False, activation="gelu", biases=("up", "down")),
+    "moe": MoE(16, d_hidden=12, n_experts=4),
+    "moe/options": MoE(12, 10, 3, 1, "gelu", False, n_shared=1, score="sigmoid", normalise=False),
+    # Room for all that may come: which tokens have room depends on the others.
+    "moe/capacity": MoE(12, d_hidden=10, n_experts=4, capacity=2.0),
     "retnet": RetNet(16, n_heads=2, key_dim=6, value_dim=5),
     "retnet/options": RetNet(12, n_heads=3, rope=None, norm=LayerNorm()),
     "rglru": RGLRU(16, d_rnn=24, n_heads=2),
@@ -342,7 +347,7 @@ def test_axes_are_known_and_do_not_collide(name):
     for path, spec in jaxeff.core.tree.paths(CASES[name].specs()).items():
         assert isinstance(spec, Spec), path
         assert set(spec.axes) <= set(dict(RULES)) | {None}, path
-        pspec(spec.axes, spec.shape, mesh)
+        pspec(spec.axes, spec.shape, mesh, n_stacked=spec.n_stacked)
 
 
 @every_mixer

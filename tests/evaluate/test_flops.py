@@ -33,6 +33,13 @@ def test_batched_products_count_the_batch_once():
     )
 
 
+def test_ragged_products_count_each_row_once():
+    x, w, sizes = shape(30, 5), shape(4, 5, 7), shape(4, dtype=jnp.int32)
+    assert flops(jax.lax.ragged_dot, x, w, sizes) == {"total": 2 * 30 * 5 * 7, "matmul": 2 * 30 * 5 * 7, "uncounted": 0}
+    both = jax.grad(lambda x, w, sizes: jnp.sum(jax.lax.ragged_dot(x, w, sizes) ** 2), argnums=(0, 1))
+    assert flops(both, x, w, sizes)["matmul"] == 3 * 2 * 30 * 5 * 7
+
+
 def test_a_scan_counts_every_turn_and_a_conditional_its_dearest_branch():
     def scanned(a):
         return jax.lax.scan(lambda x, _: (x @ a, None), a, None, length=6)[0]
