@@ -24,6 +24,8 @@ from einops import rearrange
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
+from jaxeff.ops.decay import UNIT, in_half
+from jaxeff.ops.delta_sums import by_sums
 from jaxeff.ops.pieces import in_pieces, piece
 
 # log a of a reset: exp is 0, and sums of it over any length stay finite, which -inf would not survive times 0 in a gradient.
@@ -44,7 +46,8 @@ def delta_rule(
     chunk: int = 32,
     recompute: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout.
+    """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout, except that for 16-bit v and no gate
+    per channel the factors of products may be of v's type where matrix units multiply (`ops.delta_sums`).
 
     log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where the state is zeroed
     before token t. A token with k = 0, u = 0 and log a = 0 leaves the state as it was. The plain delta rule is k = beta k,
@@ -129,12 +132,15 @@ def _with_channels(log_a, q):
     return None if log_a is None else log_a.reshape(*q.shape[:-1], -1)
 
 
-def _pieces(q_BTHC, *others, chunk: int, recompute: bool):
+def _pieces(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE, *, chunk: int, recompute: bool):
     """The chunked form, over pieces of a long text; arguments as for `_scan`."""
-    *others, state_BHCE = others
     B, T, H, C = q_BTHC.shape
-    run = functools.partial(_chunked, size=min(chunk, 1 << (T - 1).bit_length()))
-    return in_pieces(run, (q_BTHC, *others), state_BHCE, piece(B * H * C, T, chunk), recompute)
+    if in_half(v_BTHE) and (log_a is None or log_a.ndim == 3):
+        run = functools.partial(by_sums, size=min(max(chunk, UNIT), T))
+    else:
+        run = functools.partial(_chunked, size=min(chunk, 1 << (T - 1).bit_length()))
+    arrays = (q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT)
+    return in_pieces(run, arrays, state_BHCE, piece(B * H * C, T, chunk), recompute)
 
 
 def _scan(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE):

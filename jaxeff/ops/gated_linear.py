@@ -30,12 +30,11 @@ from einops import rearrange
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
-from jaxeff.core.target import platform
+from jaxeff.ops.decay import UNIT, by_token, cut, decay, in_half
 from jaxeff.ops.pieces import in_pieces, piece
 
 # log a of a reset: exp is 0, and sums of it over any length stay finite, which -inf would not survive times 0 in a gradient.
 RESET = -1e30
-UNIT = 128  # tokens of a chunk that matrix units like
 
 
 def gated_linear(
@@ -52,7 +51,7 @@ def gated_linear(
     recompute: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout, except that for 16-bit q the
-    factors of products may be of q's type where matrix units multiply (`_in_half`).
+    factors of products may be of q's type where matrix units multiply (`ops.decay.in_half`).
 
     q, k: G divides H. log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where
     the state is zeroed before token t, so that with a bonus o_t does not read it either. bonus_HC: u; None is the form without.
@@ -117,7 +116,7 @@ def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_
 def _pieces(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, chunk: int, recompute: bool):
     """The chunked form, over pieces of a long text where there is no bonus, which would reach from one into the next."""
     T, largest = q.shape[1], max(q[:, 0].size, v[:, 0].size)
-    if bonus_HC is None and _in_half(q) and (log_a is None or log_a.ndim == 3):
+    if bonus_HC is None and in_half(q) and (log_a is None or log_a.ndim == 3):
         run = functools.partial(_by_sums, size=min(max(chunk, UNIT), T))
     else:
         run = functools.partial(_chunked if bonus_HC is None else _lagging, size=min(chunk, 1 << (T - 1).bit_length()))
@@ -230,46 +229,22 @@ def _chunked(q_BTHC, k_BTHC, v_BTHE, log_a, state_BHCE, reset_BT, _, size: int):
     return rearrange(o, "b h n i e -> b (n i) h e")[:, :T], state_BHCE
 
 
-def _in_half(q) -> bool:
-    """Whether products may have 16-bit factors: those of matrix units have, whatever they are given, and memory holds twice as
-    many. Sums are float32."""
-    return platform() != "cpu" and q.dtype.itemsize == 2
-
-
 def _by_sums(q_BTHC, k_BTHC, v_BTHE, log_a_BTH, state_BHCE, reset_BT, _, size: int):
-    """(o_BTHE, state) without bonus, for one gate a head, in 16-bit products: as `_chunked`, but that the decay between two tokens
-    of a chunk is exp of a difference of sums. With sums below 128 x 60 a difference is right to 4e-4, a fifth of what the factors'
-    rounding leaves open; a stronger gate than exp(-60) forgets as much."""
+    """(o_BTHE, state) without bonus, for one gate a head, in 16-bit products: as `_chunked`, with the decays of `ops.decay`."""
     T, half = q_BTHC.shape[1], q_BTHC.dtype
     f32 = {"preferred_element_type": jnp.float32}
-
-    def cut(x, fill=0):
-        x = jnp.pad(x, ((0, 0), (0, -T % size)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
-        return rearrange(x, "b (n i) ... -> b n i ...", i=size)
-
-    q, k, v = (cut(x.astype(half)) for x in (q_BTHC, k_BTHC, v_BTHE))
+    q, k, v = (cut(x.astype(half), size) for x in (q_BTHC, k_BTHC, v_BTHE))
     H = v.shape[3]
-    log_a = jnp.zeros(v_BTHE.shape[:3]) if log_a_BTH is None else jnp.maximum(log_a_BTH.astype(jnp.float32), -60.0)
-    sums_BNHI = jnp.cumsum(jnp.moveaxis(cut(log_a), 2, -1), axis=-1)
-    resets_BNI = None if reset_BT is None else jnp.cumsum(cut(reset_BT.astype(jnp.int32)), axis=-1)
-    same_BNIJ, first_BNI, last_BNI = jnp.tri(size, dtype=bool)[None, None], None, None
-    if resets_BNI is not None:
-        same_BNIJ = same_BNIJ & (resets_BNI[..., :, None] == resets_BNI[..., None, :])
-        first_BNI, last_BNI = resets_BNI == 0, resets_BNI == resets_BNI[..., -1:]
-    kept = lambda x, where: x if where is None else jnp.where(where[:, :, None], x, 0.0)  # noqa: E731
-    between = sums_BNHI[..., :, None] - sums_BNHI[..., None, :]
-    decay_BNHIJ = jnp.exp(jnp.where(same_BNIJ[:, :, None], between, -jnp.inf))
-    since_BNHI = kept(jnp.exp(sums_BNHI), first_BNI)
-    until_BNHI = kept(jnp.exp(sums_BNHI[..., -1:] - sums_BNHI), last_BNI)
+    between, since, until = decay(jnp.zeros(v_BTHE.shape[:3]) if log_a_BTH is None else log_a_BTH, reset_BT, size)
 
     shared = q.shape[3] == 1
     score = jnp.einsum("bnihc,bnjhc->bnhij", q, k, **f32)  # one for all heads where they share q and k
-    o = jnp.einsum("bnhij,bnjhe->bnihe", (score * decay_BNHIJ).astype(half), v, **f32)
+    o = jnp.einsum("bnhij,bnjhe->bnihe", (score * between).astype(half), v, **f32)
     q, k = (jnp.broadcast_to(x, (*x.shape[:3], H, x.shape[-1])) if not shared else x for x in (q, k))
-    scaled = (v * jnp.moveaxis(until_BNHI, -1, 2)[..., None].astype(half)).astype(half)
+    scaled = (v * by_token(until).astype(half)).astype(half)
     form = "bnic,bnihe->nbhce" if shared else "bnihc,bnihe->nbhce"
     added_NBHCE = jnp.einsum(form, k[..., 0, :] if shared else k, scaled, **f32)
-    kept_NBH = jnp.moveaxis(since_BNHI[..., -1], 1, 0)
+    kept_NBH = jnp.moveaxis(since[..., -1], 1, 0)
 
     def carry(state_BHCE, chunk):
         added_BHCE, kept_BH = chunk
@@ -278,7 +253,7 @@ def _by_sums(q_BTHC, k_BTHC, v_BTHE, log_a_BTH, state_BHCE, reset_BT, _, size: i
     state_BHCE, entering_NBHCE = jax.lax.scan(carry, state_BHCE, (added_NBHCE, kept_NBH))
     form = "bnic,nbhce->bnihe" if shared else "bnihc,nbhce->bnihe"
     read = jnp.einsum(form, q[..., 0, :] if shared else q, entering_NBHCE, **f32)
-    o = o + jnp.moveaxis(since_BNHI, -1, 2)[..., None] * read
+    o = o + by_token(since) * read
     return rearrange(o, "b n i h e -> b (n i) h e")[:, :T], state_BHCE
 
 

@@ -45,7 +45,7 @@ def values_and_gradients(form, a, reset_BT, weights):
 
     def scalar(a):
         o, s = call(form, a, reset_BT)
-        return jnp.sum(o * weights["v"]) + jnp.sum(s * weights["state_BHCE"]), (o, s)
+        return jnp.sum(o.astype(jnp.float32) * weights["v"]) + jnp.sum(s * weights["state_BHCE"]), (o, s)
 
     (_, out), gradients = jax.value_and_grad(scalar, has_aux=True)(a)
     return {"o": out[0], "state": out[1], "gradient": gradients}
