@@ -46,8 +46,8 @@ def delta_rule(
     chunk: int = 32,
     recompute: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout, except that for 16-bit v and no gate
-    per channel the factors of products may be of v's type where matrix units multiply (`ops.delta_sums`).
+    """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout, except that for 16-bit v and no
+    gate per channel the factors of products may be of v's type where matrix units multiply (`ops.delta_sums`).
 
     log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where the state is zeroed
     before token t. A token with k = 0, u = 0 and log a = 0 leaves the state as it was. The plain delta rule is k = beta k,
