@@ -70,3 +70,13 @@ def test_sixteen_bits_sum_in_thirty_two():
     found = output_and_gradients(by_blocks, jnp.bfloat16, x, w, expert_A, weigh)
     assert_close(found, output_and_gradients(grouped_reference, jnp.float32, x, w, expert_A, weigh), 8e-3)
     assert found[1][1].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("product", [by_blocks, as_on_a_tpu])
+def test_several_layers_at_once(product):
+    """As `jax.vmap` over layers or seeds has it, with gradients."""
+    layers = [rows("odd", seed) for seed in (0, 1)]
+    together = jax.vmap(functools.partial(output_and_gradients, product, jnp.float32))
+    found = together(*map(np.stack, zip(*layers, strict=True)))
+    one = [output_and_gradients(grouped_reference, jnp.float32, *layer) for layer in layers]
+    assert_close(found, jax.tree.map(lambda *leaves: np.stack(leaves), *one))
