@@ -5,6 +5,7 @@
 # make lint       formatting, ruff's checks, and whether docs/mixers.md is what docstrings say
 # make format     puts the code into the one format
 # make bench-env  .venv-bench with torch and transformers, the peers of `jaxeff bench`, and lm-eval
+# make maxtext-env  .venv-maxtext with MaxText, the peer of `jaxeff bench maxtext`; MAXTEXT_PYTHON names a Python from 3.12 on
 # make parity     published code run again by torch, other numbers than in tests/golden, and compared with ours; what jaxeff
 #                 saves, loaded by Transformers
 # make plan       tests of `jaxeff plan` that need the compiler for TPUs, which runs on any machine (in .cache/libtpu)
@@ -20,7 +21,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test shipped plan fuzz lint format env bench-env parity floor audit figures docs clean check-python
+.PHONY: ablation test shipped plan fuzz lint format env bench-env maxtext-env parity floor audit figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -98,6 +99,21 @@ bench-env: .venv-bench/stamp
 	@"$(PYTHON)" docs/install.py .venv-bench/bin/python --no-deps fla-core==0.6.0 flash-linear-attention==0.6.0
 	@touch .venv-bench/stamp
 
+maxtext-env: .venv-maxtext/stamp
+
+# The versions that go with jax 0.10.2, and what compiling a step imports; neither torch nor tensorflow is in it.
+MAXTEXT_PYTHON ?= python3.12
+.venv-maxtext/stamp: | check-python
+	@mkdir -p "$$TMPDIR"
+	@echo "making .venv-maxtext with MaxText"
+	@"$(MAXTEXT_PYTHON)" -m venv --clear .venv-maxtext
+	@"$(PYTHON)" docs/install.py .venv-maxtext/bin/python jax==0.10.2 jaxlib==0.10.2 flax==0.12.8 optax orbax-checkpoint absl-py \
+	  einshape fastapi grain huggingface_hub immutabledict jaxtyping jinja2 omegaconf packaging pillow pydantic requests \
+	  sentencepiece sympy tiktoken tqdm transformers typeguard==2.13.3 uvicorn xprof
+	@"$(PYTHON)" docs/install.py .venv-maxtext/bin/python --no-deps maxtext==0.2.4 tokamax==0.0.12 aqtp==0.9.0 drjax==0.2.1 \
+	  pathwaysutils==0.1.13 qwix==0.1.8
+	@touch .venv-maxtext/stamp
+
 parity: $(STAMP) .venv-bench/stamp
 	@rm -rf .cache/parity .cache/parity.jsonl
 	@set -e; for maker in tests/golden/make_*.py; do .venv-bench/bin/python "$$maker" .cache/parity 1 2>.cache/parity.log || { \
@@ -151,4 +167,5 @@ check-python:
 	  echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv) or name another PYTHON" >&2; exit 2; }
 
 clean:
-	rm -rf .venv .venv-bench .venv-floor .venv-audit .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
+	rm -rf .venv .venv-bench .venv-maxtext .venv-floor .venv-audit
+	rm -rf .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info

@@ -5,20 +5,35 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxeff.core.errors import UserError
 
-PROGRAMS = {"hf": Path(__file__).parent / "peers" / "hf.py"}
-DEFAULT_PYTHON = ".venv-bench/bin/python"
+PEERS = Path(__file__).parent / "peers"
+PROGRAMS = {"hf": PEERS / "hf.py", "maxtext": PEERS / "maxtext_step.py"}
 
 
-def peer_python(path: str | None = None) -> str:
-    """The peers' interpreter: `path`, else $JAXEFF_PEER_PYTHON, else `.venv-bench/bin/python` of this folder."""
-    chosen = path or os.environ.get("JAXEFF_PEER_PYTHON") or DEFAULT_PYTHON
+class Home(NamedTuple):
+    """Where a program finds its libraries: a variable that names the interpreter, the default one, what makes it, what it has."""
+
+    variable: str
+    python: str
+    made_by: str
+    has: str
+
+
+HOME = Home("JAXEFF_PEER_PYTHON", ".venv-bench/bin/python", "make bench-env", "torch and transformers")
+HOMES = {"maxtext": Home("JAXEFF_MAXTEXT_PYTHON", ".venv-maxtext/bin/python", "make maxtext-env", "maxtext")}
+
+
+def peer_python(path: str | None = None, name: str = "hf") -> str:
+    """A peer's interpreter: `path`, else that of the variable $JAXEFF_PEER_PYTHON ($JAXEFF_MAXTEXT_PYTHON for MaxText), else
+    `.venv-bench/bin/python` (`.venv-maxtext`) of this folder."""
+    home = HOMES.get(name, HOME)
+    chosen = path or os.environ.get(home.variable) or home.python
     if not os.access(chosen, os.X_OK):
         raise UserError(
-            f"the peers' Python {chosen} is not there: run `make bench-env`, or give --peer-python "
-            "one that has torch and transformers"
+            f"the peers' Python {chosen} is not there: run `{home.made_by}`, or give --peer-python one that has {home.has}"
         )
     return chosen
 
@@ -29,7 +44,7 @@ class Peer:
     def __init__(self, name: str, python: str | None = None):
         self.log = tempfile.TemporaryFile(mode="w+")
         self.process = subprocess.Popen(
-            [peer_python(python), str(PROGRAMS[name])],
+            [peer_python(python, name), str(PROGRAMS[name])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -8,6 +8,7 @@ from jaxeff.bench.attention_memory import attention_memory
 from jaxeff.bench.decode import decode
 from jaxeff.bench.generation import generate
 from jaxeff.bench.loading import load
+from jaxeff.bench.maxtext import maxtext
 from jaxeff.bench.mixers import mixers
 from jaxeff.bench.record import show
 from jaxeff.bench.recurrences import recurrences
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "tpu": tpu,
     "tpu-transforms": tpu_transforms,
     "published": published,
+    "maxtext": maxtext,
     "checkpoint": checkpoint,
     "data": data,
     "compile": compile_time,

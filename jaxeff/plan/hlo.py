@@ -172,7 +172,22 @@ class Module:
         ]
         if len(constants) != 1:
             raise ValueError(f"how often the loop with the condition {condition} turns is not known")
-        return constants[0]
+        return -(-constants[0] // self._step(loop, condition))
+
+    def _step(self, loop: Instruction, condition: str) -> int:
+        """What a turn adds to the counter that the condition looks at; 1 where that is not to be seen."""
+        looked_at = [
+            i.attribute(r"index=(\d+)") for i in self.computations[condition] if i.opcode == "get-tuple-element"
+        ]
+        body = self.computations[loop.attribute(r"body=%?([\w.-]+)")]
+        known, root = {i.name: i for i in body}, body[-1]
+        if len(looked_at) != 1 or root.opcode != "tuple":
+            return 1
+        counted = known.get(root.operands[int(looked_at[0])])
+        added = (
+            [known[name] for name in counted.operands if name in known] if counted and counted.opcode == "add" else []
+        )
+        return next((int(i.operands[0]) for i in added if i.opcode == "constant"), 1)
 
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
         """It, and all that is fused into it."""

@@ -81,6 +81,21 @@ def test_what_is_not_known_is_an_error():
         Module("HloModule jit_step")
 
 
+def test_a_loop_that_counts_in_twos_turns_half_as_often():
+    looked_at = "  %i.1 = s32[] get-tuple-element(%t.3), index=0\n  %constant.1 ="
+    added = """  %i.2 = s32[] get-tuple-element(%t.2), index=0
+  %two = s32[] constant(2)
+  %add.1 = s32[] add(%i.2, %two)
+  ROOT %tuple.1 = (s32[], f32[8]) tuple(%add.1, %fusion.1)
+}
+
+%condition"""
+    text = MODULE.replace("  %constant.1 =", looked_at)
+    assert text != MODULE and cycles(text) == cycles(MODULE)
+    whole, halved = cycles(MODULE), cycles(text.replace("}\n\n%condition", added))
+    assert halved[0] == whole[0] / 2 and halved[1] - 7 == (whole[1] - 7) / 2
+
+
 def test_a_kernel_whose_attributes_take_several_lines_does_not_end_its_computation():
     text = MODULE.replace(
         "  %fusion.2 =",
