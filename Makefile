@@ -101,7 +101,7 @@ bench-env: .venv-bench/stamp
 
 maxtext-env: .venv-maxtext/stamp
 
-# The versions that go with jax 0.10.2, and what compiling a step imports; neither torch nor tensorflow is in it.
+# The versions that go with jax 0.10.2, and what compiling a step imports, without torch and tensorflow.
 MAXTEXT_PYTHON ?= python3.12
 .venv-maxtext/stamp: | check-python
 	@mkdir -p "$$TMPDIR"

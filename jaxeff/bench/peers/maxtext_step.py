@@ -22,8 +22,8 @@ from maxtext.trainers.pre_train import train, train_compile  # noqa: E402
 from maxtext.utils import maxtext_utils, sharding  # noqa: E402
 
 
-def lowered(config, mesh):
-    """The step as `train_compile.main` makes it."""
+def step_for(config, mesh):
+    """The compiled step, made as `train_compile.main` does."""
     args, kwargs, state, _, model = train_compile.get_shaped_inputs(mesh, config)
     params, state = sharding.maybe_update_params_sharding_with_opt(config, state)
     laid = sharding.build_zero1_input_state_mesh_shardings(config, state, params)
@@ -41,7 +41,7 @@ def compiled(options, text):
     mesh = train_compile.get_topology_mesh(config)
     start = time.perf_counter()
     try:
-        made = lowered(config, mesh)
+        made = step_for(config, mesh)
     except jax.errors.JaxRuntimeError as error:
         return {"error": str(error)[:2000]}
     found = made.memory_analysis()
