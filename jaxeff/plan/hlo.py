@@ -187,7 +187,7 @@ class Module:
         added = (
             [known[name] for name in counted.operands if name in known] if counted and counted.opcode == "add" else []
         )
-        return next((int(i.operands[0]) for i in added if i.opcode == "constant"), 1)
+        return max(1, next((int(i.operands[0]) for i in added if i.opcode == "constant"), 1))
 
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
         """It, and all that is fused into it."""
