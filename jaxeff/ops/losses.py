@@ -26,6 +26,9 @@ from jaxeff.core.weight import einsum, is_weight
 # and, where the head is spread over devices, sent once a chunk, so that a few large ones are best: 512 MB.
 LOGITS = {"cpu": 2**22}
 LARGE = 2**27
+# Of so few chunks the gradients of the logits are kept, in x's dtype, and the head's is one product at the end, in x's dtype like
+# other weights' gradients: devices send their partial sums once.
+KEPT = 4
 F32 = {"preferred_element_type": jnp.float32}
 
 
@@ -109,12 +112,11 @@ def unsplit(x_NBP, t: int):
 
 
 def over_chunks(body, carry, arrays, n: int):
-    """`carry, y = body(carry, chunk)` over the chunks of [B, T, ...] arrays; ys come back as [B, T, ...]."""
-    t = arrays[0].shape[1]
-    if n == 1:
-        return body(carry, arrays)
-    carry, ys = jax.lax.scan(body, carry, tuple(split(x, n) for x in arrays))
-    return carry, jax.tree.map(lambda y: unsplit(y, t), ys)
+    """`carry, y = body(carry, chunk)` over the chunks of [B, T, ...] arrays; ys come back as they are, [N, B, P, ...]."""
+    if n > 1:
+        return jax.lax.scan(body, carry, tuple(split(x, n) for x in arrays))
+    carry, ys = body(carry, arrays)
+    return carry, jax.tree.map(lambda y: y[None], ys)
 
 
 class Options(NamedTuple):
@@ -185,6 +187,7 @@ def summed(x_BTD, head, targets_BT, mask_BT, options: Options):
 def forward(x_BTD, head, targets_BT, mask_BT, options: Options):
     """((loss_sum, nll_sum, correct_sum), gradients of loss_sum)."""
     z_loss, smoothing = options.z_loss, options.smoothing
+    at_once = platform() != "cpu" and options.n <= KEPT and not is_weight(head)
 
     def body(carry, chunk):
         total, dhead = carry
@@ -197,11 +200,14 @@ def forward(x_BTD, head, targets_BT, mask_BT, options: Options):
         dz = dz * mask_BP[:, :, None]
         dz = (dz if t.slope is None else dz * t.slope).astype(x_BPD.dtype)
         dx, dhead_here = product_backward(x_BPD, head, dz, options.axes)
-        dhead = jax.tree.map(jnp.add, dhead, dhead_here)
-        return (total + sums(t, mask_BP), dhead), (dx, t.loss)
+        dhead = dhead if at_once else jax.tree.map(jnp.add, dhead, dhead_here)
+        return (total + sums(t, mask_BP), dhead), (dx, t.loss, dz if at_once else None)
 
-    start = jnp.zeros(3, jnp.float32), zero_gradient(head, options.axes)
-    (total, dhead), (dx_BTD, loss_BT) = over_chunks(body, start, (x_BTD, targets_BT, mask_BT), options.n)
+    start = jnp.zeros(3, jnp.float32), None if at_once else zero_gradient(head, options.axes)
+    (total, dhead), (*told, dz_NBPV) = over_chunks(body, start, (x_BTD, targets_BT, mask_BT), options.n)
+    dx_BTD, loss_BT = (unsplit(y, x_BTD.shape[1]) for y in told)
+    if at_once:
+        dhead = jnp.einsum("nbpd,nbpv->dv", split(x_BTD, options.n), dz_NBPV)
     return tuple(total), (dx_BTD, like_head(dhead, head, options.axes), loss_BT)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxeff.core.target import lowering_for
 from jaxeff.core.weight import Weight
 from jaxeff.ops.losses import cross_entropy, cross_entropy_reference
 from tests.closeness import assert_close
@@ -121,6 +122,23 @@ def test_weight_node():
 
 
 @pytest.mark.shipped
+@pytest.mark.parametrize("chunk", [None, 4, 2])
+@pytest.mark.parametrize("axes", ["vd", "dv"])
+def test_away_from_cpus_the_head_gets_its_gradient_at_once(chunk, axes):
+    """One, a few and many chunks: the same numbers, the head's gradient of a few with one rounding to x's type."""
+    x, head, targets, mask = arrays(dtype=jnp.bfloat16)
+    head = (head if axes == "vd" else head.T).astype(jnp.float32)
+
+    def run(*a):
+        with lowering_for("any"):
+            return cross_entropy(*a, axes=axes, chunk=chunk)[0]
+
+    expected = with_gradients(lambda *a: cross_entropy(*a, axes=axes, chunk=chunk)[0], x, head, targets, mask)
+    actual = with_gradients(run, x, head, targets, mask)
+    assert_close(actual, expected, 2**-8)
+    assert actual["head"].dtype == jnp.float32
+
+
 def test_never_holds_all_logits():
     b, t, d, v = 4, 512, 16, 16_384
     shapes = [((b, t, d), jnp.float32), ((v, d), jnp.float32), ((b, t), jnp.int32), ((b, t), jnp.float32)]
