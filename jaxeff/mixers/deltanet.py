@@ -11,6 +11,7 @@ Its successors are this mixer with gates: each says in one method what its state
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -151,30 +152,32 @@ class DeltaNet:
             qkv[name], after[name] = self.conv.apply(params[f"conv_{name}"], u, taps.get(name), tokens)
         beta_BTH = einsum("btd,dh->bth", x_BTD, params["beta"])
         log_a = self._log_a(params, x_BTD)
-        o_BTHE, S_BHCE = checkpoint(self._mix)(**qkv, beta=beta_BTH, log_a=log_a, S=S_BHCE, tokens=tokens)
+        mix = checkpoint(functools.partial(self._mix, mesh=ctx.mesh, rules=ctx.rules))
+        o_BTHE, S_BHCE = mix(**qkv, beta=beta_BTH, log_a=log_a, S=S_BHCE, tokens=tokens)
         gate_BTHE = self._output_gate(params, x_BTD)
         o_BTHE = self.norm.apply(params["norm"], o_BTHE.astype(jnp.float32))
         o_BTHE = o_BTHE if gate_BTHE is None else o_BTHE * gate_BTHE
         y_BTD = project(params, "o", "bthe,hed->btd", o_BTHE.astype(x_BTD.dtype))
         return Out(y_BTD, None if state is None else DeltaState(S_BHCE, after, row))
 
-    def _mix(self, q, k, v, beta, log_a, S, tokens):
-        """(o_BTHE in v's dtype, S): what enters the recurrence, and the recurrence."""
+    def _mix(self, q, k, v, beta, log_a, S, tokens, **spread):
+        """(o_BTHE in v's dtype, S): what enters the recurrence, and the recurrence. spread: mesh and rules, for its kernel."""
         copies = self.heads // self.key_heads
         q_BTHC, k_BTHC = (jnp.repeat(unit(x), copies, axis=2) for x in (q, k))
         beta_BTH = jax.nn.sigmoid(beta.astype(jnp.float32)) * (2 if self.negative else 1)
         beta_BTH = zero_padding(beta_BTH, tokens.valid)  # replaces nothing
         log_a = None if log_a is None else zero_padding(log_a, tokens.valid)  # forgets nothing
-        o_BTHE, S = self._recur(q_BTHC * self.head**-0.5, k_BTHC, v, beta_BTH, log_a, S, tokens.start)
+        o_BTHE, S = self._recur(q_BTHC * self.head**-0.5, k_BTHC, v, beta_BTH, log_a, S, tokens.start, **spread)
         return o_BTHE.astype(v.dtype), S
 
-    def _recur(self, q_BTHC, k_BTHC, v_BTHE, beta_BTH, log_a, S_BHCE, start_BT):
+    def _recur(self, q_BTHC, k_BTHC, v_BTHE, beta_BTH, log_a, S_BHCE, start_BT, **spread):
         """(o_BTHE, S) of S_t = (1 - beta k k^T) diag(a) S + beta k v^T."""
         w_BTHC = k_BTHC
         if log_a is not None:
             w_BTHC = k_BTHC * jnp.exp(log_a if log_a.ndim == 4 else log_a[..., None])
         kb_BTHC = beta_BTH[..., None] * k_BTHC
-        return delta_rule(q_BTHC, kb_BTHC, v_BTHE, -kb_BTHC, w_BTHC, log_a, S_BHCE, start_BT, recompute=False)
+        arrays = (q_BTHC, kb_BTHC, v_BTHE, -kb_BTHC, w_BTHC, log_a, S_BHCE, start_BT)
+        return delta_rule(*arrays, recompute=False, **spread)
 
 
 def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:

@@ -35,7 +35,7 @@ class GatedDeltaProduct(GatedDeltaNet):
         at_least_one(self, "steps")
         super().__post_init__()
 
-    def _recur(self, q_BTHC, k_BTHC, v_BTHE, beta_BTH, log_a, S_BHCE, start_BT):
+    def _recur(self, q_BTHC, k_BTHC, v_BTHE, beta_BTH, log_a, S_BHCE, start_BT, **spread):
         n = self.steps
 
         def apart(x):
@@ -48,5 +48,6 @@ class GatedDeltaProduct(GatedDeltaNet):
 
         first = None if start_BT is None else among(start_BT, 0)
         q_BTHC, log_a = among(q_BTHC, n - 1), among(log_a, 0)
-        o_BTHE, S_BHCE = super()._recur(q_BTHC, apart(k_BTHC), apart(v_BTHE), apart(beta_BTH), log_a, S_BHCE, first)
+        kvb = (apart(x) for x in (k_BTHC, v_BTHE, beta_BTH))
+        o_BTHE, S_BHCE = super()._recur(q_BTHC, *kvb, log_a, S_BHCE, first, **spread)
         return o_BTHE[:, n - 1 :: n], S_BHCE

@@ -24,6 +24,8 @@ from einops import rearrange
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
+from jaxeff.core.sharding import RULES, Rules
+from jaxeff.core.target import platform
 from jaxeff.ops.decay import UNIT, in_half
 from jaxeff.ops.delta_sums import by_sums
 from jaxeff.ops.pieces import in_pieces, piece
@@ -45,9 +47,11 @@ def delta_rule(
     impl: str | None = None,
     chunk: int = 32,
     recompute: bool = True,
+    mesh=None,
+    rules: Rules = RULES,
 ) -> tuple[jax.Array, jax.Array]:
     """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout, except that for 16-bit v and no
-    gate per channel the factors of products may be of v's type where matrix units multiply (`ops.delta_sums`).
+    gate per channel the factors of products may be of v's type where matrix units multiply (`ops.delta_sums`, `ops.pallas`).
 
     log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where the state is zeroed
     before token t. A token with k = 0, u = 0 and log a = 0 leaves the state as it was. The plain delta rule is k = beta k,
@@ -55,6 +59,7 @@ def delta_rule(
     impl: "chunk" (default) or "reference". chunk: a power of two; time C + E + chunk per token, memory C E / chunk + chunk.
     recompute: keep nothing but the arguments between forward and backward, False is for callers that wrap more than this in
     `jax.checkpoint` themselves. A long text goes by pieces on a CPU, which are made again in any case (see `ops.pieces`).
+    mesh, rules: over whose devices a kernel spreads rows and heads.
 
     Raises ValueError for shapes that disagree and a chunk that is no power of two.
     """
@@ -68,7 +73,7 @@ def delta_rule(
     if form is delta_rule_reference or T == 1:
         run = _scan
     else:
-        run = functools.partial(_pieces, chunk=chunk, recompute=recompute)
+        run = functools.partial(_pieces, chunk=chunk, recompute=recompute, mesh=mesh, rules=rules)
     form = lambda v_BTHE, state_BHCE: run(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE)  # noqa: E731
     of_text = functools.partial(_after_slices, form) if sequence.sliced() else form
     o_BTHE, state_BHCE = of_text(v_BTHE, state_BHCE.astype(jnp.float32))
@@ -132,15 +137,27 @@ def _with_channels(log_a, q):
     return None if log_a is None else log_a.reshape(*q.shape[:-1], -1)
 
 
-def _pieces(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE, *, chunk: int, recompute: bool):
-    """The chunked form, over pieces of a long text; arguments as for `_scan`."""
+def _pieces(
+    q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE, *, chunk: int, recompute: bool, **spread
+):
+    """The chunked form, over pieces of a long text; arguments as for `_scan`. spread: mesh and rules."""
     B, T, H, C = q_BTHC.shape
     if in_half(v_BTHE) and (log_a is None or log_a.ndim == 3):
-        run = functools.partial(by_sums, size=min(max(chunk, UNIT), T))
+        run = _in_half(q_BTHC, v_BTHE, log_a, chunk, **spread)
     else:
         run = functools.partial(_chunked, size=min(chunk, 1 << (T - 1).bit_length()))
     arrays = (q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT)
     return in_pieces(run, arrays, state_BHCE, piece(B * H * C, T, chunk), recompute)
+
+
+def _in_half(q_BTHC, v_BTHE, log_a, chunk: int, **spread):
+    """The form in 16-bit products: TPUs have a kernel for most shapes."""
+    if platform() == "tpu" and chunk <= UNIT:
+        from jaxeff.ops.pallas import delta_rule as kernel
+
+        if kernel.why_not(q_BTHC, v_BTHE, log_a) is None:
+            return functools.partial(kernel.on_each_device, **spread)
+    return functools.partial(by_sums, size=min(max(chunk, UNIT), q_BTHC.shape[1]))
 
 
 def _scan(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a, reset_BT, state_BHCE):
