@@ -164,9 +164,9 @@ def _by_product(x_BTHC, cos_BT1R, sin_BT1R):
     partner_CC = np.zeros((C, C), np.float32)
     partner_CC[range(R, 2 * R), range(R)] = -1
     partner_CC[range(R), range(R, 2 * R)] = 1
-    other_BTHC = jnp.einsum(
-        "bthc,cd->bthd", x_BTHC, partner_CC.astype(x_BTHC.dtype), preferred_element_type=jnp.float32
-    )
+    # As a batch of one: policies that keep products with weights for the backward pass would keep this one, too.
+    factors = x_BTHC[None], partner_CC.astype(x_BTHC.dtype)[None]
+    other_BTHC = jax.lax.dot_general(*factors, (((4,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)[0]
     whole = lambda x, fill: jnp.pad(
         jnp.concatenate([x, x], -1), ((0, 0),) * 3 + ((0, C - 2 * R),), constant_values=fill
     )
