@@ -5,9 +5,9 @@ and the state are float32. A chunk of 128 tokens of G heads is one step of the g
 that goes from one to the next lies in the chip's vector memory, as does all that stands between arguments and results. The
 backward kernel goes from the last chunk to the first; it reads again the states that entered chunks, (1 - w.u)^-1, and p.
 
-The compiler's schedule for a v5e, B 4, T 2048, H 16, C = E = 128: a step of 8 heads is 8968 cycles forward and 9710 backward, 0.77
-and 0.83 ms of all 128 steps at 1.5 GHz, of which matrix units multiply 0.55 and 0.61 (25 and 28 products of 128 x 128 x 128 a head
-and chunk); the XLA program of `delta_sums` is planned to take 9.3 and 12.7 ms. To count again, compile for that chip under
+The compiler's schedule for a v5e, B 4, T 2048, H 16, C = E = 128: a step of 8 heads is 9493 cycles forward and 9710 backward, 0.81
+and 0.83 ms of all 128 steps at 1.5 GHz, of which matrix units multiply 0.61 and 0.61 (28 products of 128 x 128 x 128 a head and
+chunk each); the XLA program of `delta_sums` is planned to take 9.3 and 12.7 ms. To count again, compile for that chip under
 LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*": lines
 with ">" before "{" in DIR/*final_bundles.txt are the body of the loop over the grid, a cycle each.
 
@@ -52,7 +52,7 @@ def why_not(q_BTHC: jax.Array, v_BTHE: jax.Array, log_a: jax.Array | None) -> st
     return None
 
 
-def by_kernel(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a_BTH, reset_BT, state_BHCE, interpret: bool = False):
+def by_kernel(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a_BTH, reset_BT, state_BHCE, *, interpret: bool = False):
     """(o_BTHE rounded to v's type, state [B, H, C, E]), both in float32; arguments as for `delta_sums.by_sums`. interpret: run on
     any machine, slowly."""
     (B, T, H, C), E, half = q_BTHC.shape, v_BTHE.shape[-1], v_BTHE.dtype
@@ -94,7 +94,7 @@ def heads_of_a_step(H: int, C: int, E: int) -> int:
 def flops_of_a_chunk(C: int, E: int) -> int:
     """FLOPs of all products of one head's chunk, forward."""
     levels = CHUNK.bit_length() - BLOCK.bit_length()
-    inverse = 2 * (CHUNK // 2) * CHUNK**2 * 3 * 2 * levels + 4 * BLOCK**2 * CHUNK**2
+    inverse = 2 * (CHUNK // 2) * CHUNK**2 * 4 * 2 * levels + 4 * BLOCK**2 * CHUNK**2
     return inverse + 2 * CHUNK * (4 * CHUNK * C + 4 * C * E + 4 * CHUNK * E)
 
 
@@ -182,9 +182,11 @@ def _parts(x):
 
 
 def _exact(x, y):
-    """x y, to some 2^-16."""
+    """x y, to some 2^-17 of each factor. Both parts of x are rows of one product."""
     (x_high, x_low), (y_high, y_low) = _parts(x), _parts(y)
-    return _mul(x_high, y_high) + (_mul(x_high, y_low) + _mul(x_low, y_high))
+    parts = jnp.concatenate([x_high, x_low])
+    of_high, of_low = (_mul(parts, part).reshape(2, *x.shape) for part in (y_high, y_low))
+    return of_high[0] + (of_high[1] + of_low[0] + of_low[1])
 
 
 def _inverse(A):
