@@ -1,5 +1,6 @@
 # make ablation   the default ablation: report in runs/quickstart/report.html
-# make test       lint and pytest
+# make test       lint and pytest, in some minutes
+# make thorough   the tests that `make test` leaves out: further cases, and tests that take long (tests/thorough.py)
 # make fuzz       odd --set, run.json, metrics.jsonl and documents, 20,000 of each; JAXEFF_FUZZ=N for others; some minutes to an hour
 # make shipped    what every mixer must do, once more on programs optimised as a user's are; some minutes
 # make lint       formatting, ruff's checks, and whether docs/mixers.md is what docstrings say
@@ -21,7 +22,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: ablation test shipped plan fuzz lint format env bench-env maxtext-env parity floor audit figures docs clean check-python
+.PHONY: ablation test thorough shipped plan fuzz lint format env bench-env maxtext-env parity floor audit figures docs clean check-python
 
 ifndef PYTHON
 PYTHON := $(if $(wildcard .venv/stamp-*),.venv/bin/python,python3)
@@ -48,7 +49,10 @@ ablation: $(STAMP)
 	@$(VENV) -m jaxeff.cli ablate configs/ablations/quickstart.py --workdir "$(WORKDIR)"
 
 test: lint
-	@$(VENV) -m pytest -n 2 --dist worksteal -q $(ARGS)
+	@$(VENV) -m pytest $(if $(ARGS),,--quick) -n 2 --dist worksteal -q $(ARGS)
+
+thorough: $(STAMP)
+	@$(VENV) -m pytest --thorough -n 2 --dist worksteal -q $(ARGS)
 
 shipped: $(STAMP)
 	@$(VENV) -m pytest --shipped -n 2 --dist worksteal -q tests/contracts $(ARGS)

@@ -18,10 +18,15 @@ import pytest  # noqa: E402
 
 import jaxeff  # noqa: E402, F401  the flags that it adds must be there before a backend starts
 from tests.shipped import compile_as  # noqa: E402
+from tests.thorough import thorough  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 compile_as(shipped=False)
+# A program that one worker has compiled, or an earlier run, is read by the others.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "programs"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 from hypothesis import settings  # noqa: E402
 
@@ -39,6 +44,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--shipped", action="store_true", help="the tests marked `either`, on programs optimised as a user's are"
     )
+    parser.addoption("--quick", action="store_true", help="without what tests/thorough.py names: make test")
+    parser.addoption("--thorough", action="store_true", help="only what tests/thorough.py names: make thorough")
 
 
 def is_shipped(item) -> bool:
@@ -49,10 +56,20 @@ def is_shipped(item) -> bool:
 
 def pytest_collection_modifyitems(config, items):
     """Shipped tests last, so that a worker changes its way of compiling once; with --shipped no others."""
-    items.sort(key=is_shipped)
     if config.option.shipped:
-        config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("either")])
-        items[:] = [item for item in items if item.get_closest_marker("either")]
+        select(items, lambda item: item.get_closest_marker("either"))
+    if config.option.quick != config.option.thorough:
+        left = thorough(items)
+        select(items, lambda item: (item in left) == config.option.thorough)
+    items.sort(key=is_shipped)
+
+
+def select(items, wanted):
+    """Deselects all other tests."""
+    others = [item for item in items if not wanted(item)]
+    if others:
+        others[0].config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if wanted(item)]
 
 
 # A hook and no fixture: fixtures of a module or session are made before any of a function, and they compile too.

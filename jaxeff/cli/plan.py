@@ -16,7 +16,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="Python files with config() -> Experiment; several are compared",
     )
-    parser.add_argument("--topology", required=True, metavar="KIND:GRID", help="such as v5e:4x4, v5p:2x2x1, v6e:8x8")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="KIND:GRID",
+        help="such as v5e:4x4, v5p:2x2x1, v6e:8x8, or slices 2xv5e:4x4",
+    )
     parser.add_argument(
         "--step", choices=("train", "prefill", "decode"), default="train", help="what is planned (default train)"
     )

@@ -9,6 +9,7 @@ import logging
 import math
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxeff.core.errors import UserError, lookup
@@ -55,15 +56,30 @@ RULES = Rules.of(
 )
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    devices=None,
+    *,
+    dcn_data: int = 1,
+    dcn_fsdp: int = 1,
+) -> Mesh:
     """A mesh of the first `data * fsdp * tensor * sequence` devices.
 
+    dcn_data, dcn_fsdp: in how many parts an axis is cut that lie in different slices, islands of devices with links of their own,
+    between which there is only the data centre's network; they divide the axis. An island is a slice of TPUs, or where devices know
+    of none the devices of a process.
     Axis types are Auto: shardings propagate through a layer that knows nothing of the mesh.
-    Raises UserError when a size is below 1 or there are too few devices.
+    Raises UserError when a size is below 1, there are too few devices, or slices and their parts disagree.
     """
-    sizes = (data, fsdp, tensor, sequence)
+    sizes, parts = (data, fsdp, tensor, sequence), (dcn_data, dcn_fsdp, 1, 1)
     if min(sizes) < 1:
         raise UserError(f"mesh axes must be at least 1, found {dict(zip(MESH_AXES, sizes, strict=True))}")
+    for name, size, n in zip(MESH_AXES, sizes, parts, strict=True):
+        if n < 1 or size % n:
+            raise UserError(f"mesh.dcn_{name}={n} must be at least 1 and divide mesh.{name}={size}")
     needed = math.prod(sizes)
     if devices is None:
         # A single one is a device of this process: several may each read a run for themselves.
@@ -71,7 +87,27 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
     if needed > len(devices):
         shape = " x ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True) if size > 1)
         raise UserError(f"the mesh {shape} needs {needed} devices; there are {len(devices)}")
-    return jax.make_mesh(sizes, MESH_AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 4)
+    devices, types = devices[:needed], (AxisType.Auto,) * 4
+    found = islands(devices)
+    count = len(set(found))
+    if math.prod(parts) == 1 and (count == 1 or devices[0].platform != "tpu"):
+        return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=types)
+    if math.prod(parts) != count:
+        raise UserError(
+            f"mesh.dcn_data={dcn_data} times mesh.dcn_fsdp={dcn_fsdp} must be the number of slices, and the devices are in {count}"
+        )
+    within = tuple(size // n for size, n in zip(sizes, parts, strict=True))
+    by_process = found == [device.process_index for device in devices]
+    placed = create_hybrid_device_mesh(within, parts, devices, process_is_granule=by_process)
+    return Mesh(placed, MESH_AXES, axis_types=types)
+
+
+def islands(devices) -> list[int]:
+    """The number of each device's slice; away from TPUs, where all are in one slice or know of none, of its process: links end
+    there."""
+    slices = [getattr(device, "slice_index", None) or 0 for device in devices]
+    one = len(set(slices)) == 1 and devices[0].platform != "tpu"
+    return [device.process_index for device in devices] if one else slices
 
 
 @functools.cache

@@ -9,6 +9,8 @@ along which the n chips lie, two links a dimension where they close to a ring an
 s chips along the longest of these dimensions, w bytes a second along it, as half of what all have passes its middle; and HOP
 seconds for each hop of the longest way. (The forms of "How to Scale Your Model", Austin et al. 2025.) What is computed between the
 start of a communication and its end hides it; several at once share the links one after the other.
+
+Between s slices hosts send what a chip hands to them, on a way of their own: 2 B (s - 1) / s / dcn for a sum, else half of that.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxeff.core.sharding import islands
 from jaxeff.plan.chips import Chip
 from jaxeff.plan.hlo import Instruction, Module, Shape, shapes
 
@@ -40,6 +43,7 @@ class Collective:
     n: int
     seconds: float
     channel: str | None
+    between_slices: bool = False
 
 
 class Links:
@@ -54,6 +58,8 @@ class Links:
 
     def read(self, module: Module, instruction: Instruction) -> Collective | None:
         """The communication that an instruction begins, does or takes part in; None for any other."""
+        if instruction.opcode == "recv" and "xla_megascale_runtime" in instruction.rest:
+            return self._between_slices(instruction)
         for inner in module.inside(instruction):
             kind = inner.opcode.removesuffix("-start")
             if kind in KINDS:
@@ -69,6 +75,16 @@ class Links:
         return Collective(
             kind, size, numbers, self._axes(group), len(group), self._seconds(kind, size, group), i.channel
         )
+
+    def _between_slices(self, i: Instruction) -> Collective:
+        """What is received of other slices; the name of its rendezvous is that of the collective it once was."""
+        name = re.search(r'rendezvous="([a-z-]+)', i.rest)
+        kind = name[1] if name and name[1] in KINDS else "all-reduce"
+        shape = next(shape for shape in shapes(i.type) if shape.dims)
+        first = np.unique(islands(list(self.mesh.devices.flat)), return_index=True)[1].tolist()
+        n = len(first)
+        seconds = (2 if kind == "all-reduce" else 1) * shape.bytes * (n - 1) / n / self.chip.dcn
+        return Collective(kind, shape.bytes, (math.prod(shape.dims),), self._axes(first), n, seconds, None, True)
 
     def _axes(self, group: Sequence[int]) -> tuple[str, ...]:
         varies = np.ptp(self.coordinates[list(group)], axis=0) > 0

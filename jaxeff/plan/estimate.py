@@ -4,6 +4,7 @@ B batch, T time.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -111,7 +112,7 @@ def read(compiled: Compiled, mesh: Mesh, topology: str, experiment: Experiment) 
     spent = Timeline(module, Links(mesh, chip), chip).of()
     return {
         "parts": dict(spent.parts.most_common()),
-        "sent": _sent(spent, _weights(experiment)),
+        "sent": _sent(spent, _weights(experiment, mesh)),
         "works": _works(spent),
         "arrays": _arrays(module),
         "unknown": dict(spent.unknown),
@@ -119,10 +120,14 @@ def read(compiled: Compiled, mesh: Mesh, topology: str, experiment: Experiment) 
     }
 
 
-def _weights(experiment: Experiment) -> set[int]:
-    """How many numbers each weight has, and each layer's part of it: what data parallelism may well send."""
+def _weights(experiment: Experiment, mesh: Mesh) -> set[int]:
+    """How many numbers each weight has, each layer's part of it, and what one axis of the mesh or several leave a chip of either:
+    what data parallelism may well send."""
     specs = paths(experiment.specs).values()
-    return {math.prod(shape) for spec in specs for shape in (spec.shape, spec.shape[spec.n_stacked :])}
+    whole = {math.prod(shape) for spec in specs for shape in (spec.shape, spec.shape[spec.n_stacked :])}
+    sizes = [size for size in mesh.shape.values() if size > 1]
+    cuts = {math.prod(some) for n in range(len(sizes) + 1) for some in itertools.combinations(sizes, n)}
+    return {n // cut for n in whole for cut in cuts if n % cut == 0}
 
 
 def _sent(spent: Spent, weights: set[int]) -> list[dict[str, Any]]:

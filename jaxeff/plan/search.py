@@ -1,9 +1,11 @@
 """Other ways to run the same experiment: what makes it fit, and which mesh or topology is best."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 from jaxeff.core.errors import UserError
+from jaxeff.core.sharding import islands
 from jaxeff.plan.chips import devices_of
 from jaxeff.plan.estimate import Estimate, plan
 from jaxeff.plan.program import Kind
@@ -15,9 +17,9 @@ Changed = tuple[str, Experiment]
 def changes(experiment: Experiment, chips: int) -> Iterator[Changed]:
     """(as `--set` spells it, the experiment so changed), from what costs least to what costs most: weights spread over all chips,
     then more of the forward pass computed twice, then a batch in more parts."""
-    spread = f"mesh.fsdp={chips}"
-    if experiment.mesh != MeshShape(fsdp=chips) and experiment.data.batch_size % chips == 0:
-        yield spread, dataclasses.replace(experiment, mesh=MeshShape(fsdp=chips))
+    spread = _mesh(chips, experiment.mesh.dcn_data * experiment.mesh.dcn_fsdp)
+    if experiment.mesh != spread and experiment.data.batch_size % chips == 0:
+        yield _spelled(spread), dataclasses.replace(experiment, mesh=spread)
     order = ("none", "dots", "full")
     for remat in order[order.index(experiment.model.remat) + 1 :]:
         yield f"model.remat={remat}", _remat(experiment, remat)
@@ -51,22 +53,30 @@ def fitting(
 def meshes(experiment: Experiment, topology: str) -> Iterator[Changed]:
     """Every shape of the mesh that spreads the weights over one axis and something else over another: (as `--set` spells it, the
     experiment)."""
-    chips = len(devices_of(topology))
-    sizes = [n for n in range(1, chips + 1) if chips % n == 0]
+    devices = devices_of(topology)
+    slices = len(set(islands(devices)))
+    chips = len(devices)
+    sizes = [n for n in range(1, chips // slices + 1) if chips // slices % n == 0]
     shapes = dict.fromkeys(
-        [
-            MeshShape(fsdp=chips // n, **{axis: n})
-            for axis in ("data", "tensor", "sequence")
-            for n in sizes[:-1]
-            if chips // n > 1
-        ]
-        + [MeshShape(data=chips)]
+        _mesh(chips, slices, **{axis: n})
+        for axis in ("data", "tensor", "sequence")
+        for n in sizes
+        if n < sizes[-1] or axis == "data"
     )
     for shape in shapes:
-        spelled = " ".join(
-            f"mesh.{f.name}={getattr(shape, f.name)}" for f in dataclasses.fields(shape) if getattr(shape, f.name) > 1
-        )
-        yield spelled or "mesh.fsdp=1", dataclasses.replace(experiment, mesh=shape)
+        yield _spelled(shape), dataclasses.replace(experiment, mesh=shape)
+
+
+def _mesh(chips: int, slices: int, **axis: int) -> MeshShape:
+    """All chips, at most one axis beside `fsdp`; slices hold copies of the weights."""
+    shape = MeshShape(fsdp=chips // slices // math.prod(axis.values()), **axis)
+    return dataclasses.replace(shape, data=shape.data * slices, dcn_data=slices)
+
+
+def _spelled(shape: MeshShape) -> str:
+    """As `--set` wants it."""
+    sizes = dataclasses.asdict(shape)
+    return " ".join(f"mesh.{name}={size}" for name, size in sizes.items() if size > 1) or "mesh.fsdp=1"
 
 
 def sweep(

@@ -14,7 +14,7 @@ from jaxeff.plan.collectives import Collective, Links
 from jaxeff.plan.hlo import Instruction, Module, Place, is_kernel, shapes
 from jaxeff.plan.parts import COPIES, WAITING, line_of, part_of
 
-LINKS, MEMORY = "links", "memory"
+LINKS, MEMORY, NETWORK = "links", "memory", "network"
 # A kernel of which nothing but its FLOPs is known: the share of the peak that it is assumed to reach on products padded to the
 # width of the matrix unit, and the FLOPs of its backward parts, by name, over those of the forward pass.
 REACHED = 0.5
@@ -90,7 +90,7 @@ class _Run:
     def __init__(self, timeline: Timeline):
         self.t, self.module, self.chip = timeline, timeline.module, timeline.chip
         self.spent, self.clock = Spent(), 0.0
-        self.free = {LINKS: 0.0, MEMORY: 0.0}  # from when on each way is free
+        self.free = {LINKS: 0.0, MEMORY: 0.0, NETWORK: 0.0}  # from when on each way is free
         self.under_way: dict[str, tuple[float, str, Collective | None, Instruction]] = {}
 
     def run(self, name: str) -> Spent:
@@ -151,8 +151,9 @@ class _Run:
         """A fused communication works while it sends: it begins with the fusion that starts it and ends with the one that says so;
         fusions between, also those of loops within, only take it along."""
         key = collective.channel or i.name
-        if i.opcode.endswith("-start"):
-            self.begin(i.name, LINKS, collective.seconds, collective, i)
+        if i.opcode.endswith("-start") or collective.between_slices:
+            way = NETWORK if collective.between_slices else LINKS
+            self.begin(i.name, way, collective.seconds, collective, i)
             return
         inner = list(self.module.inside(i))
         targets = {one.attribute(r'custom_call_target="(\w+)"') for one in inner}
@@ -174,7 +175,7 @@ class _Run:
         ready, way, collective, i = self.under_way.pop(key)
         waited = max(0.0, ready - self.clock)
         self.clock += waited
-        self.spent.parts[WAITING if way == LINKS else COPIES] += waited
+        self.spent.parts[COPIES if way == MEMORY else WAITING] += waited
         if collective is not None:
             stack = self.module.stack(i)
             self.spent.sent.append(Sent(collective, part_of(stack), line_of(stack), 1, waited))

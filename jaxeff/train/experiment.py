@@ -17,16 +17,19 @@ from jaxeff.transforms.plan import Transform
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """How many devices along each mesh axis; see `jaxeff.core.sharding`."""
+    """How many devices along each mesh axis, and of `data` and `fsdp` in how many parts they lie in different slices; see
+    `jaxeff.core.sharding.make_mesh`."""
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
     sequence: int = 1
+    dcn_data: int = 1
+    dcn_fsdp: int = 1
 
     def make(self, devices=None):
         """The mesh. Raises UserError when it is larger than the machine."""
-        return make_mesh(self.data, self.fsdp, self.tensor, self.sequence, devices)
+        return make_mesh(**dataclasses.asdict(self), devices=devices)
 
 
 LARGEST = 2**31 - 1  # steps are counted in int32

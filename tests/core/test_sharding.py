@@ -44,6 +44,10 @@ def test_mesh_larger_than_the_devices():
         jaxeff.make_mesh(data=3, tensor=2)
     with pytest.raises(UserError, match="at least 1"):
         jaxeff.make_mesh(data=0)
+    with pytest.raises(UserError, match="mesh.dcn_data=2 must be at least 1 and divide mesh.data=1"):
+        jaxeff.make_mesh(fsdp=2, dcn_data=2)
+    with pytest.raises(UserError, match="the number of slices, and the devices are in 1"):
+        jaxeff.make_mesh(data=2, dcn_data=2)
 
 
 def test_shardings_of_specs():

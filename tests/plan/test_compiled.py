@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxeff.cli import main
+from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import make_mesh
 from jaxeff.data import TextData
 from jaxeff.mixers import GQA, MLP
@@ -76,6 +77,21 @@ def test_a_small_model_fits_and_sends_only_what_is_asked_for():
     assert not [row for row in found.sent if not row["asked"]]
     assert {"all-gather", "reduce-scatter"} <= {row["kind"] for row in found.sent}
     assert found.memory["weights"] == found.parameters // 8 * 4
+
+
+def test_slices_send_each_other_nothing_but_sums_of_gradients():
+    found = plan(small(mesh=MeshShape(data=2, fsdp=4, dcn_data=2)), "2xv5e:2x2")
+    between = [row for row in found.sent if row["axes"] == "data"]
+    assert found.chips == 8 and between and {row["kind"] for row in between} == {"all-reduce"}
+    # Each chip's quarter of the gradients, in 16 or 32 bits, crosses the network once.
+    sent = sum(row["bytes"] * row["times"] for row in between)
+    assert found.parameters / 4 * 2 <= sent <= 1.1 * found.parameters / 4 * 4
+    assert all(row["seconds"] == pytest.approx(row["bytes"] * row["times"] / CHIPS["v5e"].dcn) for row in between)
+
+
+def test_a_mesh_that_does_not_know_of_slices_is_refused():
+    with pytest.raises(UserError, match="must be the number of slices, and the devices are in 2"):
+        plan(small(mesh=MeshShape(fsdp=8)), "2xv5e:2x2")
 
 
 def test_the_command_writes_what_it_found(tmp_path, capsys):

@@ -97,7 +97,7 @@ def test_one_process_goes_on_by_two_which_are_stopped_and_go_on_by_one(place, pr
 
 
 def test_launch_starts_again_after_a_kill_and_all_processes_evaluate(place, whole):
-    with started(place, *launched(2, "killed", "mesh.data=2", restarts=1)) as process:
+    with started(place, *launched(2, "killed", "mesh.data=2", "mesh.dcn_data=2", restarts=1)) as process:
         until(process, lambda: list((place / "killed" / "checkpoints").glob("*[0-9]")))
         before = children(process)
         subprocess.run(["kill", "-9", str(before[1])], check=True)
