@@ -8,6 +8,7 @@ token. The published code's `in_proj` is here one weight a part, so that each is
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -150,13 +151,14 @@ class Mamba2:
                 params[f"conv_{name}"], u, None if state is None else state.taps[name], tokens
             )
         S_BHNE = None if state is None else state.S
-        y_BTHE, S_BHNE = checkpoint(self._scan)(params, *xbc.values(), dt_BTH, S_BHNE, tokens)
+        scan = checkpoint(functools.partial(self._scan, mesh=ctx.mesh, rules=ctx.rules))
+        y_BTHE, S_BHNE = scan(params, *xbc.values(), dt_BTH, S_BHNE, tokens)
         y_BTHE = checkpoint(self._gate)(params["norm"], y_BTHE, z_BTHE)
         y_BTD = project(params, "o", "bthe,hed->btd", y_BTHE)
         return Out(y_BTD, None if state is None else Mamba2State(S_BHNE, taps, row))
 
-    def _scan(self, params, x_BTHE, b_BTGN, c_BTGN, dt_BTH, S_BHNE, tokens):
-        """(y_BTHE in x's dtype, S): the recurrence."""
+    def _scan(self, params, x_BTHE, b_BTGN, c_BTGN, dt_BTH, S_BHNE, tokens, **spread):
+        """(y_BTHE in x's dtype, S): the recurrence. spread: mesh and rules."""
         dt_BTH = step_size(dt_BTH, params["dt_bias"])
         if self.dt_limit is not None:
             dt_BTH = jnp.clip(dt_BTH, *self.dt_limit)
@@ -164,7 +166,7 @@ class Mamba2:
         log_a_BTH = -jnp.exp(params["a_log"].astype(jnp.float32))[None, None] * dt_BTH
         x32_BTHE = x_BTHE.astype(jnp.float32)
         y_BTHE, S_BHNE = gated_linear(
-            c_BTGN, b_BTGN, dt_BTH[..., None] * x32_BTHE, log_a_BTH, S_BHNE, tokens.start, recompute=False
+            c_BTGN, b_BTGN, dt_BTH[..., None] * x32_BTHE, log_a_BTH, S_BHNE, tokens.start, recompute=False, **spread
         )
         y_BTHE = y_BTHE.astype(jnp.float32) + params["skip"].astype(jnp.float32)[None, None, :, None] * x32_BTHE
         return y_BTHE.astype(x_BTHE.dtype), S_BHNE

@@ -30,6 +30,8 @@ from einops import rearrange
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
+from jaxeff.core.sharding import RULES, Rules
+from jaxeff.core.target import platform
 from jaxeff.ops.decay import UNIT, by_token, cut, decay, in_half
 from jaxeff.ops.pieces import in_pieces, piece
 
@@ -49,9 +51,11 @@ def gated_linear(
     impl: str | None = None,
     chunk: int = 64,
     recompute: bool = True,
+    mesh=None,
+    rules: Rules = RULES,
 ) -> tuple[jax.Array, jax.Array]:
     """(o_BTHE in q's dtype, final state [B, H, C, E] in float32); computed in float32 throughout, except that for 16-bit q the
-    factors of products may be of q's type where matrix units multiply (`ops.decay.in_half`).
+    factors of products may be of q's type where matrix units multiply (`ops.decay.in_half`, `ops.pallas`).
 
     q, k: G divides H. log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where
     the state is zeroed before token t, so that with a bonus o_t does not read it either. bonus_HC: u; None is the form without.
@@ -60,6 +64,7 @@ def gated_linear(
     recompute: keep nothing but the arguments between forward and backward, states and weights are computed again; False is for
     callers that wrap more than this in `jax.checkpoint` themselves. A long text without bonus goes by pieces on a CPU, which are
     made again in any case (see `ops.pieces`).
+    mesh, rules: over whose devices a kernel spreads rows and heads.
 
     Raises ValueError for shapes that disagree and a chunk that is no power of two.
     """
@@ -72,7 +77,8 @@ def gated_linear(
     elif T == 1:
         run = _single
     else:
-        run = functools.partial(_pieces, chunk=chunk, recompute=recompute)
+        kernel = dict(mesh=mesh, rules=rules) if q_BTGC.shape[2] in (1, v_BTHE.shape[2]) else None
+        run = functools.partial(_pieces, chunk=chunk, recompute=recompute, kernel=kernel)
     form = lambda state: _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state, reset_BT, bonus_HC)  # noqa: E731
     if not sequence.sliced():
         return form(state_BHCE)
@@ -113,16 +119,28 @@ def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_
     return o_BTHE.astype(q_BTGC.dtype), state_BHCE
 
 
-def _pieces(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, chunk: int, recompute: bool):
-    """The chunked form, over pieces of a long text where there is no bonus, which would reach from one into the next."""
+def _pieces(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, chunk: int, recompute: bool, kernel: dict | None):
+    """The chunked form, over pieces of a long text where there is no bonus, which would reach from one into the next.
+    kernel: its mesh and rules, None where groups are mapped, over which it is not spread."""
     T, largest = q.shape[1], max(q[:, 0].size, v[:, 0].size)
     if bonus_HC is None and in_half(q) and (log_a is None or log_a.ndim == 3):
-        run = functools.partial(_by_sums, size=min(max(chunk, UNIT), T))
+        run = _in_half(q, v, log_a, chunk, kernel)
     else:
         run = functools.partial(_chunked if bonus_HC is None else _lagging, size=min(chunk, 1 << (T - 1).bit_length()))
     size = piece(largest, T, chunk) if bonus_HC is None else T
     ordered = lambda q, k, v, log_a, reset_BT, state_BHCE: run(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC)
     return in_pieces(ordered, (q, k, v, log_a, reset_BT), state_BHCE, size, recompute)
+
+
+def _in_half(q, v, log_a, chunk: int, kernel: dict | None):
+    """The form in 16-bit products: TPUs have a kernel for most shapes."""
+    if platform() == "tpu" and chunk <= UNIT and kernel is not None:
+        from jaxeff.ops.pallas import gated_linear as pallas
+
+        if pallas.why_not(q, v, log_a) is None:
+            on_each_device = functools.partial(pallas.on_each_device, **kernel)
+            return lambda q, k, v, log_a, state, reset_BT, _: on_each_device(q, k, v, log_a, reset_BT, state)
+    return functools.partial(_by_sums, size=min(max(chunk, UNIT), v.shape[1]))
 
 
 def _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):

@@ -7,49 +7,40 @@ backward kernel goes from the last chunk to the first; it reads again the states
 
 The compiler's schedule for a v5e, B 4, T 2048, H 16, C = E = 128: a step of 8 heads is 9493 cycles forward and 9710 backward, 0.81
 and 0.83 ms of all 128 steps at 1.5 GHz, of which matrix units multiply 0.61 and 0.61 (28 products of 128 x 128 x 128 a head and
-chunk each); the XLA program of `delta_sums` is planned to take 9.3 and 12.7 ms. To count again, compile for that chip under
-LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*": lines
-with ">" before "{" in DIR/*final_bundles.txt are the body of the loop over the grid, a cycle each.
+chunk each); the XLA program of `delta_sums` is planned to take 9.3 and 12.7 ms. `ops.pallas.chunks` says how to count again.
 
 B batch, T time, H heads, G heads of a step, C key dim, E value dim, N chunks, I and J times within a chunk, R rows of numbers that
 tokens have beside their vectors.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec
 
-from jaxeff.core.sharding import RULES, Rules, pspec
+from jaxeff.core.sharding import RULES, Rules
 from jaxeff.core.target import kernel_scope
-from jaxeff.ops.decay import WEAKEST, cut
+from jaxeff.ops.pallas import chunks
+from jaxeff.ops.pallas.chunks import (
+    CHUNK,
+    LANES,
+    NEVER,
+    Block,
+    cols_by_cols,
+    heads_of_a_step,
+    mul,
+    places,
+    rows_by_rows,
+)
 
-CHUNK = 128  # tokens: as wide as the matrix unit and the vectors are
 BLOCK = 16  # tokens of the blocks that are inverted by substitution
-LANES = 128
-STEP = 8 * 128**2  # numbers of the states of a step's heads: what fits the vector memory of a v5e
-WIDEST = 512**2  # numbers of one head's state that fit
-NEVER = -1e30  # log of no weight; exp of it is 0
 
 
 def why_not(q_BTHC: jax.Array, v_BTHE: jax.Array, log_a: jax.Array | None) -> str | None:
     """Why the kernel cannot serve a call, or None."""
-    if q_BTHC.shape[-1] % LANES or v_BTHE.shape[-1] % LANES:
-        return f"needs channels of a multiple of {LANES}, found {q_BTHC.shape[-1]} and {v_BTHE.shape[-1]}"
-    if q_BTHC.shape[-1] * v_BTHE.shape[-1] > WIDEST:
-        return f"needs a state of at most {WIDEST} numbers, found {q_BTHC.shape[-1]} x {v_BTHE.shape[-1]}"
-    if q_BTHC.shape[1] < CHUNK:
-        return f"needs {CHUNK} tokens, found {q_BTHC.shape[1]}"
-    if v_BTHE.dtype != jnp.bfloat16:
-        return f"needs bfloat16 values, found {v_BTHE.dtype}"
-    if log_a is not None and log_a.ndim != 3:
-        return "needs one gate a head"
-    return None
+    return chunks.why_not(q_BTHC, v_BTHE, log_a, v_BTHE.dtype)
 
 
 def by_kernel(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a_BTH, reset_BT, state_BHCE, *, interpret: bool = False):
@@ -65,30 +56,17 @@ def by_kernel(q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC, log_a_BTH, reset_BT, state
         return jnp.pad(x_BTHX.astype(half), ((0, 0), (0, -T % CHUNK), (0, 0), (0, 0))).swapaxes(1, 2)
 
     arrays = [heads_first(x) for x in (q_BTHC, k_BTHC, v_BTHE, u_BTHC, w_BTHC)]
-    rows = _rows(jnp.zeros((B, T, H)) if log_a_BTH is None else log_a_BTH, reset_BT, G)
-    chunks = -(-T // CHUNK)
-    with kernel_scope(B * H * chunks * flops_of_a_chunk(C, E), LANES):
+    rows = chunks.gate_rows(log_a_BTH, reset_BT, (B, T, H), G, before=True)
+    with kernel_scope(B * H * -(-T // CHUNK) * flops_of_a_chunk(C, E), LANES):
         o_BHTE, state_BHCE = _recurrence(*arrays, rows, state_BHCE.astype(jnp.float32), interpret)
     return o_BHTE.swapaxes(1, 2)[:, :T].astype(jnp.float32), state_BHCE
 
 
 def on_each_device(*arrays, mesh=None, rules: Rules = RULES, interpret: bool = False):
-    """`by_kernel(*arrays)` by each device of the mesh for its rows and heads. Mosaic demands that all axes of the mesh are manual:
-    inside `jax.shard_map` over some, these are the others."""
+    """`by_kernel(*arrays)` by each device of the mesh for its rows and heads."""
     run = functools.partial(by_kernel, interpret=interpret)
-    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
-    others = set(() if mesh is None or mesh.size == 1 else mesh.axis_names) - manual
-    if not others:
-        return run(*arrays)
-    rows, _, heads = pspec(("batch", None, "heads"), arrays[0].shape[:3], mesh, rules)
-    tokens, state = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
-    specs = dict(in_specs=(*(tokens,) * 6, PartitionSpec(rows), state), out_specs=(tokens, state))
-    return jax.shard_map(run, mesh=None if manual else mesh, **specs, axis_names=others, check_vma=False)(*arrays)
-
-
-def heads_of_a_step(H: int, C: int, E: int) -> int:
-    """G: several heads fill the matrix units while products of one wait for each other."""
-    return next(g for g in range(max(1, STEP // (C * E)), 0, -1) if H % g == 0)
+    kinds = (*("tokens",) * 6, "rows", "state")
+    return chunks.on_each_device(run, arrays, kinds, arrays[0].shape[:3], mesh, rules)
 
 
 def flops_of_a_chunk(C: int, E: int) -> int:
@@ -96,22 +74,6 @@ def flops_of_a_chunk(C: int, E: int) -> int:
     levels = CHUNK.bit_length() - BLOCK.bit_length()
     inverse = 2 * (CHUNK // 2) * CHUNK**2 * 4 * 2 * levels + 4 * BLOCK**2 * CHUNK**2
     return inverse + 2 * CHUNK * (4 * CHUNK * C + 4 * C * E + 4 * CHUNK * E)
-
-
-def _rows(log_a_BTH, reset_BT, G: int):
-    """[B, H/G, N, R, I] in float32: for each of G heads the sum of log a from the chunk's start to the token, for each that to
-    before the token, then the resets up to the token and to before it; zeros fill R to a multiple of 8."""
-    log_a_BTH = jnp.maximum(log_a_BTH.astype(jnp.float32), WEAKEST)
-    sums = jnp.cumsum(cut(log_a_BTH, CHUNK), axis=2)
-    sums = sums.reshape(*sums.shape[:3], -1, G).transpose(0, 3, 1, 4, 2)
-    if reset_BT is None:
-        resets = jnp.zeros((*sums.shape[:3], 1, CHUNK))
-    else:
-        resets = jnp.cumsum(cut(reset_BT.astype(jnp.float32), CHUNK), axis=-1)
-        resets = jnp.broadcast_to(resets[:, None, :, None], (*sums.shape[:3], 1, CHUNK))
-    before = lambda x: jnp.pad(x[..., :-1], ((0, 0),) * 4 + ((1, 0),))  # noqa: E731
-    rows = jnp.concatenate([sums, before(sums), resets, before(resets)], axis=-2)
-    return jnp.pad(rows, ((0, 0),) * 3 + ((0, -rows.shape[-2] % 8), (0, 0)))
 
 
 class Gates(NamedTuple):
@@ -132,7 +94,7 @@ def _gates(rows_RI, G: int) -> Gates:
     sums, before, sums_row = of_token(0), of_token(G), jnp.stack([rows_RI[g : g + 1] for g in range(G)])
     resets_row = rows_RI[2 * G : 2 * G + 1]
     resets, resets_before = cols_IR[:, 2 * G : 2 * G + 1], cols_IR[:, 2 * G + 1 : 2 * G + 2]
-    i, j = _places(0), _places(1)
+    i, j = places(0), places(1)
     weight = lambda same, log: jnp.exp(jnp.where(same[None], log, NEVER))  # noqa: E731
     last = sums[:, -1:]
     since = weight(resets == 0, sums)
@@ -146,33 +108,9 @@ def _gates(rows_RI, G: int) -> Gates:
     )
 
 
-def _places(axis: int, shape=(CHUNK, CHUNK)):
-    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-
-
 def _same(i, j, h: int):
     """Whether places are in the same block of h, a power of two."""
     return (i ^ j) < h
-
-
-def _contract(x, y, of_x: int, of_y: int):
-    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return jax.lax.dot_general(x, y, (((of_x,), (of_y,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _mul(x, y):
-    """x y."""
-    return _contract(x, y, 1, 0)
-
-
-def _rows_by_rows(x, y):
-    """x y^T."""
-    return _contract(x, y, 1, 1)
-
-
-def _cols_by_cols(x, y):
-    """x^T y."""
-    return _contract(x, y, 0, 0)
 
 
 def _parts(x):
@@ -185,14 +123,14 @@ def _exact(x, y):
     """x y, to some 2^-17 of each factor. Both parts of x are rows of one product."""
     (x_high, x_low), (y_high, y_low) = _parts(x), _parts(y)
     parts = jnp.concatenate([x_high, x_low])
-    of_high, of_low = (_mul(parts, part).reshape(2, *x.shape) for part in (y_high, y_low))
+    of_high, of_low = (mul(parts, part).reshape(2, *x.shape) for part in (y_high, y_low))
     return of_high[0] + (of_high[1] + of_low[0] + of_low[1])
 
 
 def _inverse(A):
     """(1 - A)^-1 of strictly lower triangular A [I, I]: blocks of 16 on the diagonal by substitution, joined to blocks twice as
     large by products, of the rows alone in which something is joined."""
-    i, j = _places(0), _places(1)
+    i, j = places(0), places(1)
     X = _block_inverses(A)
     h = BLOCK
     while h < CHUNK:
@@ -213,14 +151,14 @@ def _among_lower(x, h: int):
 def _block_inverses(A):
     """The inverses of blocks on the diagonal, [I, I]. All blocks stand side by side in [BLOCK, I]; X's rows below j gain A's column
     j times X's row j. Products with blocks of ones spread columns over their blocks."""
-    i, j = _places(0), _places(1)
+    i, j = places(0), places(1)
     same = _same(i, j, BLOCK)
     compact = jnp.where(same, A, 0.0).reshape(-1, BLOCK, CHUNK).sum(0)
-    column = _places(1, (BLOCK, CHUNK)) & (BLOCK - 1)
+    column = places(1, (BLOCK, CHUNK)) & (BLOCK - 1)
     columns = jnp.concatenate([jnp.where(column == m, compact, 0.0) for m in range(BLOCK)])
     ones = jnp.where(same, 1.0, 0.0)
-    spread = sum(_mul(part, ones) for part in _parts(columns)).reshape(BLOCK, BLOCK, CHUNK)
-    X = jnp.where(column == _places(0, (BLOCK, CHUNK)), 1.0, 0.0)
+    spread = sum(mul(part, ones) for part in _parts(columns)).reshape(BLOCK, BLOCK, CHUNK)
+    X = jnp.where(column == places(0, (BLOCK, CHUNK)), 1.0, 0.0)
     for m in range(BLOCK - 1):
         X = X + spread[m] * X[m : m + 1]
     return jnp.where(same, jnp.concatenate([X] * (CHUNK // BLOCK)), 0.0)
@@ -228,12 +166,12 @@ def _block_inverses(A):
 
 def _forward_chunk(q, k, v, u, w, gates: Gates, state):
     """(o, state, inverse, p) of one head's chunk."""
-    inverse = _inverse(_rows_by_rows(w, u) * gates.w_between).astype(v.dtype)
-    wk, qu, qk = (_rows_by_rows(x, y) for x, y in ((w, k), (q, u), (q, k)))
+    inverse = _inverse(rows_by_rows(w, u) * gates.w_between).astype(v.dtype)
+    wk, qu, qk = (rows_by_rows(x, y) for x, y in ((w, k), (q, u), (q, k)))
     wk, qu, qk = wk * gates.w_between, qu * gates.q_between, qk * gates.q_between
-    p = _mul(inverse, gates.w_since * _mul(w, state) + _mul(wk, v)).astype(v.dtype)
-    o = gates.q_since * _mul(q, state) + _mul(qu, p) + _mul(qk, v)
-    state = gates.kept * state + _cols_by_cols(_wide(u) * gates.until, p) + _cols_by_cols(_wide(k) * gates.until, v)
+    p = mul(inverse, gates.w_since * mul(w, state) + mul(wk, v)).astype(v.dtype)
+    o = gates.q_since * mul(q, state) + mul(qu, p) + mul(qk, v)
+    state = gates.kept * state + cols_by_cols(_wide(u) * gates.until, p) + cols_by_cols(_wide(k) * gates.until, v)
     return o.astype(v.dtype), state, inverse, p
 
 
@@ -243,27 +181,27 @@ def _wide(x):
 
 def _backward_chunk(q, k, v, u, w, gates: Gates, entering, inverse, p, do, dstate):
     """Gradients of one head's chunk: (dq, dk, dv, du, dw, dsums along I, dsums [I, 1], dbefore [I, 1], dstate)."""
-    wu, wk, qu, qk = (_rows_by_rows(x, y) for x, y in ((w, u), (w, k), (q, u), (q, k)))
+    wu, wk, qu, qk = (rows_by_rows(x, y) for x, y in ((w, u), (w, k), (q, u), (q, k)))
     wu, wk, qu, qk = wu * gates.w_between, wk * gates.w_between, qu * gates.q_between, qk * gates.q_between
-    dread = _cols_by_cols(inverse, _cols_by_cols(qu, do) + gates.until * _mul(u, dstate))
-    dv = _cols_by_cols(qk, do) + _cols_by_cols(wk, dread) + gates.until * _mul(k, dstate)
-    dwu, dwk, dqu, dqk = (_rows_by_rows(x, y) for x, y in ((dread, p), (dread, v), (do, p), (do, v)))
+    dread = cols_by_cols(inverse, cols_by_cols(qu, do) + gates.until * mul(u, dstate))
+    dv = cols_by_cols(qk, do) + cols_by_cols(wk, dread) + gates.until * mul(k, dstate)
+    dwu, dwk, dqu, dqk = (rows_by_rows(x, y) for x, y in ((dread, p), (dread, v), (do, p), (do, v)))
     q_gate, w_gate = dqu * qu + dqk * qk, dwu * wu + dwk * wk
     dwu, dwk, dqu, dqk = dwu * gates.w_between, dwk * gates.w_between, dqu * gates.q_between, dqk * gates.q_between
-    dq, dw = gates.q_since * _rows_by_rows(do, entering), gates.w_since * _rows_by_rows(dread, entering)
-    du, dk = gates.until * _rows_by_rows(p, dstate), gates.until * _rows_by_rows(v, dstate)
+    dq, dw = gates.q_since * rows_by_rows(do, entering), gates.w_since * rows_by_rows(dread, entering)
+    du, dk = gates.until * rows_by_rows(p, dstate), gates.until * rows_by_rows(v, dstate)
     along = lambda x: jnp.sum(x, axis=1, keepdims=True)  # noqa: E731
     ended = along(_wide(u) * du + _wide(k) * dk)
     to_last = jnp.sum(ended, axis=0, keepdims=True) + gates.kept * along(
         jnp.sum(dstate * _wide(entering), axis=0, keepdims=True)
     )
     dsums = along(q_gate) + along(_wide(q) * dq) - ended
-    dsums = dsums + jnp.where(_places(0, dsums.shape) == CHUNK - 1, to_last, 0.0)
+    dsums = dsums + jnp.where(places(0, dsums.shape) == CHUNK - 1, to_last, 0.0)
     dbefore = along(w_gate) + along(_wide(w) * dw)
     dsums_row = -jnp.sum(q_gate + w_gate, axis=0, keepdims=True)
-    dstate = gates.kept * dstate + _cols_by_cols(q, gates.q_since * _wide(do)) + _cols_by_cols(w, gates.w_since * dread)
-    dq, dw = dq + _mul(dqu, u) + _mul(dqk, k), dw + _mul(dwu, u) + _mul(dwk, k)
-    du, dk = du + _cols_by_cols(dqu, q) + _cols_by_cols(dwu, w), dk + _cols_by_cols(dqk, q) + _cols_by_cols(dwk, w)
+    dstate = gates.kept * dstate + cols_by_cols(q, gates.q_since * _wide(do)) + cols_by_cols(w, gates.w_since * dread)
+    dq, dw = dq + mul(dqu, u) + mul(dqk, k), dw + mul(dwu, u) + mul(dwk, k)
+    du, dk = du + cols_by_cols(dqu, q) + cols_by_cols(dwu, w), dk + cols_by_cols(dqk, q) + cols_by_cols(dwk, w)
     return (*(x.astype(v.dtype) for x in (dq, dk, dv, du, dw)), dsums_row, dsums, dbefore, dstate)
 
 
@@ -296,7 +234,7 @@ def _backward_kernel(q, k, v, u, w, rows, entering, inverse, p, do, dfinal, dq, 
     for ref, x in zip((dq, dk, dv, du, dw), gradients, strict=True):
         ref[0] = x
     dstate[0] = new
-    place = _places(1)
+    place = places(1)
     columns = sum(jnp.where(place == r, x, 0.0) for r, x in enumerate([*dsums, *dbefore]))
     turned = columns.T[: drows.shape[-2]]
     drows[0, 0, 0] = turned + jnp.concatenate([*along, jnp.zeros((turned.shape[0] - G, CHUNK))])
@@ -306,18 +244,6 @@ def _backward_kernel(q, k, v, u, w, rows, entering, inverse, p, do, dfinal, dq, 
 def _recurrence(q_BHTC, k_BHTC, v_BHTE, u_BHTC, w_BHTC, rows, state_BHCE, interpret: bool):
     """(o [B, H, T, E], state)."""
     return _forward((q_BHTC, k_BHTC, v_BHTE, u_BHTC, w_BHTC), rows, state_BHCE, interpret, keep=False)
-
-
-class Block(NamedTuple):
-    """What a step of the grid sees of an array: `index` of its numbers (b, group of heads, n) is the place of its block."""
-
-    shape: tuple[int, ...]
-    block: tuple[int, ...]
-    index: Callable
-
-    @property
-    def spec(self) -> pl.BlockSpec:
-        return pl.BlockSpec(self.block, self.index)
 
 
 class Layout:
@@ -340,17 +266,7 @@ class Layout:
         return [self.tokens(x.shape[-1]) for x in arrays]
 
     def call(self, kernel, inputs, outputs, interpret: bool):
-        """inputs: [(array, its block)], outputs: [(block, type)]."""
-        arrays, blocks = zip(*inputs, strict=True)
-        return pl.pallas_call(
-            kernel,
-            grid=self.grid,
-            in_specs=[x.spec for x in blocks],
-            out_specs=[x.spec for x, _ in outputs],
-            out_shape=[jax.ShapeDtypeStruct(x.shape, dtype) for x, dtype in outputs],
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-            interpret=interpret,
-        )(*arrays)
+        return chunks.call(kernel, self.grid, inputs, outputs, interpret)
 
 
 def _forward(qkvuw, rows, state_BHCE, interpret: bool, keep: bool):
