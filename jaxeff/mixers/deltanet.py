@@ -149,7 +149,8 @@ class DeltaNet:
         qkv, after = {}, {}
         for name in "qkv":
             u = project(params, name, "btd,dhc->bthc", x_BTD)
-            qkv[name], after[name] = self.conv.apply(params[f"conv_{name}"], u, taps.get(name), tokens)
+            before, axis = taps.get(name), self._parts[name][1][0]
+            qkv[name], after[name] = self.conv.apply(params[f"conv_{name}"], u, before, tokens, axis, ctx)
         beta_BTH = einsum("btd,dh->bth", x_BTD, params["beta"])
         log_a = self._log_a(params, x_BTD)
         mix = checkpoint(functools.partial(self._mix, mesh=ctx.mesh, rules=ctx.rules))

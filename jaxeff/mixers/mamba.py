@@ -116,7 +116,7 @@ class Mamba:
         h_BCN, taps = (None, None) if state is None else (state.h, state.taps)
         z_BTC = project(params, "z", "btd,dc->btc", x_BTD)
         x_BTC = project(params, "x", "btd,dc->btc", x_BTD)
-        x_BTC, taps = self.conv.apply(params["conv_x"], x_BTC, taps, tokens)
+        x_BTC, taps = self.conv.apply(params["conv_x"], x_BTC, taps, tokens, "mlp", ctx)
         low_BTR, b_BTN, c_BTN = (
             self._norm(project(params, name, "btc,cn->btn", x_BTC)) for name in ("dt_low", "b", "c")
         )

@@ -147,9 +147,8 @@ class Mamba2:
         xbc, taps = {}, {}
         for name in "xbc":
             u = project(params, name, "btd,dhe->bthe", x_BTD)
-            xbc[name], taps[name] = self.conv.apply(
-                params[f"conv_{name}"], u, None if state is None else state.taps[name], tokens
-            )
+            before, axis = None if state is None else state.taps[name], "heads" if name == "x" else "kv_heads"
+            xbc[name], taps[name] = self.conv.apply(params[f"conv_{name}"], u, before, tokens, axis, ctx)
         S_BHNE = None if state is None else state.S
         scan = checkpoint(functools.partial(self._scan, mesh=ctx.mesh, rules=ctx.rules))
         y_BTHE, S_BHNE = scan(params, *xbc.values(), dt_BTH, S_BHNE, tokens)

@@ -136,7 +136,7 @@ class RGLRU:
         tokens, row = ctx.tokens(x_BTD, before)
         h_BR, taps = (None, None) if state is None else (state.h, state.taps)
         y_BTHC, x_BTHC = (project(params, name, "btd,dhc->bthc", x_BTD) for name in "yx")
-        x_BTHC, taps = self.conv.apply(params["conv_x"], x_BTHC, taps, tokens)
+        x_BTHC, taps = self.conv.apply(params["conv_x"], x_BTHC, taps, tokens, "heads", ctx)
         r_BTHC, i_BTHC = (einsum("bthc,hce->bthe", x_BTHC, params[name]) for name in "ri")  # biases in float32
         first_BT = _first(x_BTD.shape[:2], tokens, before)
         y_BTHC, h_BR = checkpoint(_scan)(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, tokens.valid, first_BT)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxeff.core.errors import lookup
 from jaxeff.core.spec import Site, Spec
 from jaxeff.core.weight import dense
-from jaxeff.mixers.base import at_least_one
+from jaxeff.mixers.base import Ctx, at_least_one
 from jaxeff.mixers.mlp import ACTIVATIONS
 from jaxeff.ops.conv import causal_conv
 from jaxeff.ops.segments import Tokens
@@ -57,8 +57,17 @@ class ShortConv:
         """The last W - 1 inputs [B, W - 1, ...]: none yet."""
         return jnp.zeros((batch, self.width - 1, *shape), dtype)
 
-    def apply(self, params, x: jax.Array, taps: jax.Array | None, tokens: Tokens) -> tuple[jax.Array, jax.Array | None]:
-        """(y [B, T, ...], the taps after these tokens), the latter None exactly when none are passed."""
+    def apply(
+        self,
+        params,
+        x: jax.Array,
+        taps: jax.Array | None,
+        tokens: Tokens,
+        axis: str | None = None,
+        ctx: Ctx = Ctx(),
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(y [B, T, ...], the taps after these tokens), the latter None exactly when none are passed. axis: the logical axis of the
+        first dimension of the channels."""
         B, T, *shape = x.shape
         D = math.prod(shape)
         bias = params.get("bias")
@@ -70,5 +79,8 @@ class ShortConv:
             tokens.valid,
             tokens.start,
             activation=None if self.activation is None else ACTIVATIONS[self.activation],
+            mesh=ctx.mesh,
+            rules=ctx.rules,
+            axis=axis,
         )
         return y_BTD.reshape(x.shape), None if taps is None else after_BWD.reshape(taps.shape).astype(taps.dtype)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
+from jaxeff.core.sharding import RULES, Rules
 from jaxeff.core.target import platform
 
 
@@ -33,13 +34,17 @@ def causal_conv(
     *,
     activation: Callable[[jax.Array], jax.Array] | None = None,
     impl: str | None = None,
+    mesh=None,
+    rules: Rules = RULES,
+    axis: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(y_BTD, final taps [B, W - 1, D]), both in x's dtype; sums, those of the gradients too, are in float32.
 
     w[W-1] weighs the current token, the order of torch's Conv1d with padding on the left and of Mamba's weights (Gu and Dao
     2023, "Mamba", section 3.4). taps_BWD: None is zero. valid_BT: None is True throughout. start_BT: None is False
     throughout; a start at padding has no effect. y at padding is finite and means nothing. T = 1 is a step of decoding.
-    activation: of y, number by number. impl: "shift" (default) or "reference".
+    activation: of y, number by number. impl: "shift" (default) or "reference". For a TPU kernel: mesh, which may cut the batch and
+    the channels, rules of its logical axes, and that of the channels.
 
     Raises ValueError for shapes that disagree.
     """
@@ -50,7 +55,8 @@ def causal_conv(
     # The backward pass needs shifted inputs alone: shifting again is cheaper than keeping W of them, or y, in float32. A CPU has
     # little room for passes that do much: it is quicker with slices of a row that is written out, and with y written out, too.
     in_steps = platform() == "cpu"
-    conv = jax.checkpoint(functools.partial(_conv, None if in_steps else activation))
+    conv = _by_kernel(x_BTD, w_WD, given, valid_BT, activation, mesh=mesh, rules=rules, axis=axis)
+    conv = conv or jax.checkpoint(functools.partial(_conv, None if in_steps else activation))
     form = lambda taps_BWD: conv(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT)  # noqa: E731
     if sequence.sliced():
         y_BTD, taps_BWD = _after_slices(form, x_BTD, taps_BWD, valid_BT, start_BT)
@@ -150,6 +156,40 @@ def _conv(activation, x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT):
     y_BTD = sum(w_WD[W - 1 - i][None, None] * _back(i, T, wide_BSD, text_BS) for i in range(W))
     y_BTD = _activated(_biased(y_BTD, bias_D), activation)
     return y_BTD.astype(x_BTD.dtype), _last(W - 1, T, row_BSD, text_BS, valid_BT)
+
+
+def _by_kernel(x_BTD, w_WD, given: bool, valid_BT, activation, **spread):
+    """`_conv` by a kernel, None where there is none. Its taps enter before the first token, be it padding or not. spread: mesh,
+    rules and axis."""
+    if platform() != "tpu" or (valid_BT is not None and (given or sequence.sliced())):
+        return None
+    from jaxeff.ops.pallas import conv as kernel
+
+    if kernel.why_not(x_BTD, w_WD, activation, **spread) is not None:
+        return None
+
+    def conv(x_BTD, w_WD, bias_D, taps_BWD, valid_BT, start_BT):
+        W, T = w_WD.shape[0], x_BTD.shape[1]
+        seen_BT = _seen(W, valid_BT, start_BT)
+        arrays = (x_BTD, w_WD, bias_D, taps_BWD, seen_BT)
+        y_BTD = kernel.on_each_device(*arrays, silu=activation is not None, **spread)
+        return y_BTD, _last(W - 1, T, *_row(x_BTD, None, valid_BT, start_BT), valid_BT)
+
+    return conv
+
+
+def _seen(W: int, valid_BT, start_BT):
+    """How many tokens back each token sees, at most W - 1, -1 at padding; None where all see all. Before the first, all are seen if
+    there is no padding."""
+    if valid_BT is None and start_BT is None:
+        return None
+    seeing = jnp.ones_like(start_BT) if valid_BT is None else valid_BT
+    seen_BT = seeing.astype(jnp.int32) - 1
+    for i in range(1, W):
+        seeing = seeing if start_BT is None else seeing & ~_moved(start_BT, i - 1, 1 - i)
+        seeing = seeing if valid_BT is None else seeing & _moved(valid_BT, i, -i)
+        seen_BT = seen_BT + seeing.astype(jnp.int32)
+    return seen_BT
 
 
 def _shift(x_BTD, taps_BWD, valid_BT, start_BT):
