@@ -12,7 +12,7 @@ The backward kernel goes from the last chunk to the first and reads again the st
 The compiler's schedule for a v5e, B 4, T 2048, H 64, C 128, E 64, q and k shared: a step of 16 heads is 1701 cycles forward and
 4580 backward, 0.29 and 0.78 ms of all 256 steps at 1.5 GHz, of which matrix units multiply 0.14 and 0.38; arguments and results
 meanwhile keep main memory busy for 0.25 and 0.37. With these times the recurrence of a Mamba-2 layer of these sizes (D 2048, made
-again in the backward pass) is planned to take 2.4 ms, by `_by_sums` 11.1. `ops.pallas.chunks` says how to count again.
+again in the backward pass) is planned to take 2.8 ms, by `_by_sums` 11.1. `ops.pallas.chunks` says how to count again.
 
 B batch, T time, H heads, G heads of a step, P heads of a tile, whose rows go through the matrix unit together, C key dim, E value
 dim, X = P E, N chunks, I and J times within a chunk, R rows of numbers that tokens have beside their vectors.
