@@ -31,6 +31,7 @@ from jaxeff.ops.pallas.chunks import CHUNK, LANES, NEVER, Block, cols_by_cols, m
 
 NARROW = 64  # the value dim below 128 that is worth it
 TILE = 128  # rows of a tile, at most
+BACKWARD = 2.7  # what the backward kernel multiplies over what the forward one does, by the schedule
 
 
 def why_not(q_BTHC: jax.Array, v_BTHE: jax.Array, log_a: jax.Array | None) -> str | None:
@@ -49,11 +50,16 @@ def by_kernel(q_BTHC, k_BTHC, v_BTHE, log_a_BTH, reset_BT, state_BHCE, *, interp
     v = v.transpose(0, 2, 3, 1).reshape(B, H * E, -1)
     rows = chunks.gate_rows(log_a_BTH, reset_BT, (B, T, H), G)
     state = state_BHCE.astype(jnp.float32).swapaxes(2, 3).reshape(B, H * E, C)
-    flops = 2 * B * v.shape[-1] * (H * (CHUNK + 2 * C) * E + (H // G if Q < H else H) * CHUNK * C)
-    with kernel_scope(flops, LANES):
+    with kernel_scope(_flops(q, v, E, C, G), LANES):
         o, state = _recurrence(q, k, v, rows, state, E, interpret)
     o_BTHE = o.reshape(B, H, E, -1).transpose(0, 3, 1, 2)[:, :T]
     return o_BTHE, state.reshape(B, H, E, C).swapaxes(2, 3)
+
+
+def _flops(q, v, E: int, C: int, G: int) -> int:
+    """Of the forward kernel's products, for q [B, T, Q C] and v [B, H E, T]."""
+    (B, HE, T), heads, keys = v.shape, v.shape[1] // E, q.shape[-1] // C
+    return 2 * B * T * ((CHUNK + 2 * C) * HE + (heads // G if keys < heads else heads) * CHUNK * C)
 
 
 def on_each_device(*arrays, mesh=None, rules: Rules = RULES, interpret: bool = False):
@@ -241,7 +247,11 @@ def _recurrence_backward(E, interpret, residuals, gradients):
     of_keys = (at.of_groups, jnp.float32) if shared else (at.keys, q.dtype)
     outputs = [of_keys, of_keys, (at.values, v.dtype), (at.rows, jnp.float32), (at.state, jnp.float32)]
     kernel = functools.partial(_backward_kernel, E=E, keys=at.keys_of_a_step)
-    dq, dk, *others = chunks.call(kernel, at.grid, inputs, outputs, interpret)
+    flops = int(
+        BACKWARD * _flops(q, v, E, dfinal.shape[-1], chunks.heads_of_a_step(v.shape[1] // E, dfinal.shape[-1], E))
+    )
+    with kernel_scope(flops, LANES):
+        dq, dk, *others = chunks.call(kernel, at.grid, inputs, outputs, interpret)
     if shared:
         dq, dk = (x.sum(1).astype(q.dtype) for x in (dq, dk))
     return dq, dk, *others
