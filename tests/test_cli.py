@@ -346,3 +346,11 @@ def test_as_a_process(config, tmp_path, capsys):
     (tmp_path / "broken.py").write_text("def config():\n    raise ValueError('a\\nb')\n")
     said = refused(capsys, "train", tmp_path / "broken.py", "--workdir", tmp_path / "w")
     assert said == f"jaxeff: error: {tmp_path / 'broken.py'}:2: a b\n"
+
+
+def test_a_flag_that_xla_does_not_know_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_nonsense_flag=1")
+    assert main(["list", "mixers"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxeff: error: XLA_FLAGS has a flag that XLA does not know, --xla_nonsense_flag;")
+    assert said.count("\n") == 1

@@ -45,7 +45,7 @@ def maxtext(
 ) -> dict:
     """Our training step and MaxText's of the same model, compiled for a TPU that is not there, planned by the same planner.
 
-    `config`: one of ours, layers of GQA and a gated MLP, all chips over fsdp. `remat`, `flags`: MaxText's policies and lists of
+    `config`: one of ours, layers of GQA and a gated MLP, on data and fsdp. `remat`, `flags`: MaxText's policies and lists of
     compiler flags (none, v5e, whole: v5e and no product in windows), with commas: each pair is one compilation. FLOPs of MFU are
     those of our model. MaxText's attention kernel does not tell its FLOPs: it is taken for what ours is, the causal half of the
     pairs, at the share of the peak that the planner assumes of kernels. Needs libtpu, and MaxText by `make maxtext-env` or in the
@@ -85,8 +85,10 @@ def options(e: Experiment, topology: str, remat: str, flags: str) -> dict[str, A
     model, chips = e.model, math.prod(map(int, topology.partition(":")[2].split("x")))
     layers = [entry for stage in model.stages for entry in stage.pattern]
     attention, mlp = _parts(layers[0] if len(layers) == 1 else None, model.d_model)
-    if e.mesh.fsdp != chips or e.precision != "bfloat16" or e.data.batch_size % chips:
-        raise UserError(f"compared are bfloat16, mesh.fsdp={chips} and a batch of a multiple of {chips} rows")
+    if e.mesh.data * e.mesh.fsdp != chips or e.precision != "bfloat16" or e.data.batch_size % chips:
+        raise UserError(
+            f"compared are bfloat16, {chips} chips over mesh.data and mesh.fsdp, and a batch of a multiple of {chips} rows"
+        )
     return {
         "internal_compile": True,
         "internal_compile_num_devices": chips,
@@ -105,7 +107,8 @@ def options(e: Experiment, topology: str, remat: str, flags: str) -> dict[str, A
         "use_iota_embed": True,
         "max_target_length": e.data.seq_len,
         "per_device_batch_size": e.data.batch_size // chips,
-        "ici_fsdp_parallelism": chips,
+        "ici_data_parallelism": e.mesh.data,
+        "ici_fsdp_parallelism": e.mesh.fsdp,
         "remat_policy": remat,
         "attention": "flash",
         "dtype": "bfloat16",

@@ -44,6 +44,7 @@ from jaxeff.cli.arguments import Parser
 from jaxeff.core.errors import UserError, warn
 from jaxeff.core.lifeline import LOST
 from jaxeff.core.processes import leave, lost, several
+from jaxeff.core.xla import check_flags
 from jaxeff.train.signals import ends_in_time, on_signal
 
 COMMANDS = {
@@ -109,6 +110,7 @@ def _main(argv: Sequence[str] | None) -> int:
     in_time = ends_in_time() if threading.current_thread() is threading.main_thread() else contextlib.nullcontext()
     try:
         with on_signal(), in_time:
+            check_flags(os.environ.get("XLA_FLAGS", ""))
             status = COMMANDS[args.command].run(args)
             sys.stdout.flush()
     except UserError as error:

@@ -22,13 +22,14 @@ def test_a_config_of_ours_is_the_same_model_there():
     names = ("emb_dim", "num_query_heads", "num_kv_heads", "mlp_dim", "num_decoder_layers")
     assert [found[f"base_{name}"] for name in names] == [2048, 16, 4, 8192, 16]
     assert (found["head_dim"], found["vocab_size"], found["logits_via_embedding"]) == (128, 32768, True)
-    assert (found["max_target_length"], found["per_device_batch_size"], found["ici_fsdp_parallelism"]) == (2048, 4, 16)
+    assert (found["max_target_length"], found["per_device_batch_size"]) == (2048, 4)
+    assert (found["ici_data_parallelism"], found["ici_fsdp_parallelism"]) == (2, 8)
     assert (found["remat_policy"], found["compile_xla_flags"]) == ("minimal", "--flag=true")
 
 
 def test_models_that_it_has_not_are_refused():
     experiment = load("configs/tpu/gqa_1b.py")
-    with pytest.raises(UserError, match="mesh.fsdp=8"):
+    with pytest.raises(UserError, match="8 chips over mesh.data and mesh.fsdp"):
         options(experiment, "v5e:2x4", "full", "")
     for block in (Block(GQA(window=(128, 0))), Block(GQA(), MLP(activation="gelu")), Block(GQA(), None)):
         other = dataclasses.replace(experiment, model=LM(32768, 2048, (Stage((block,), 16),)))

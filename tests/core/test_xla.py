@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxeff.core.xla import FLAG, NAME, keep_sums_right
+from jaxeff.core.errors import UserError
+from jaxeff.core.xla import FLAG, NAME, check_flags, keep_sums_right
 
 ROOT = Path(__file__).parents[2]
 # Programs on which releases of jaxlib were wrong, crashed, or hung; each is compared with float64 on the host.
@@ -91,3 +92,11 @@ def test_too_late_is_one_warning_that_says_what_to_do():
 
     affected = keep_sums_right(version, {}, started=True) is not None
     assert done.stderr.count("RuntimeWarning") == done.stderr.count("before Python starts") == int(affected)
+
+
+def test_flags_that_xla_knows_and_does_not_know():
+    check_flags("")
+    check_flags("/path/of/a/file/of/flags")
+    check_flags(f"--xla_force_host_platform_device_count=4 {FLAG} -xla_dump_to='/tmp/a b'")
+    with pytest.raises(UserError, match="does not know, --xla_dump_too; did you mean 'xla_dump_to'"):
+        check_flags("--xla_cpu_enable_fast_math=true --xla_dump_too=/tmp")
