@@ -57,8 +57,9 @@ def test_settings_apply(line):
     from jaxeff.train.overrides import override
 
     _, arguments = parsed(line)
-    before = load(ROOT / arguments.config)
-    assert arguments.set and override(before, arguments.set) != before, f"{line} changes nothing"
+    for config in getattr(arguments, "experiments", None) or [arguments.config]:
+        before = load(ROOT / config)
+        assert arguments.set and override(before, arguments.set) != before, f"{line} changes nothing"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

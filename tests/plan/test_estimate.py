@@ -146,4 +146,4 @@ def test_configs_for_tpus_are_of_the_size_that_their_first_line_names(path):
     said = re.search(r"([\d.]+) (M|B) parameters", path.read_text().partition("\n")[0])
     size = float(said[1]) * {"M": 1e6, "B": 1e9}[said[2]]
     assert count(e.model.specs()) == pytest.approx(size, rel=0.05)
-    assert e.mesh == MeshShape(fsdp=16) and e.data.batch_size % 16 == 0 and e.precision == "bfloat16"
+    assert e.mesh.data * e.mesh.fsdp == 16 and e.data.batch_size % 16 == 0 and e.precision == "bfloat16"
