@@ -1,4 +1,5 @@
-"""Cross entropy of a language model's head, in chunks of tokens: [B, T, V] logits are never held.
+"""Cross entropy of a language model's head, in chunks of tokens: [B, T, V] logits are never held. Their gradients are, in x's type, where
+they are few chunks and the program is not for a CPU (`KEPT`).
 
     z = softcap(x W^T)    loss = logsumexp(z) - (1 - e) z_target - e mean(z) + zeta logsumexp(z)^2
 
@@ -27,7 +28,7 @@ from jaxeff.core.weight import einsum, is_weight
 LOGITS = {"cpu": 2**22}
 LARGE = 2**27
 # Of so few chunks the gradients of the logits are kept, in x's dtype, and the head's is one product at the end, in x's dtype like
-# other weights' gradients: devices send their partial sums once.
+# other weights' gradients: devices send their partial sums once. At most 1 GB a device in 16 bits.
 KEPT = 4
 F32 = {"preferred_element_type": jnp.float32}
 
@@ -199,9 +200,11 @@ def forward(x_BTD, head, targets_BT, mask_BT, options: Options):
             dz = dz - smoothing / t.z.shape[-1]
         dz = dz * mask_BP[:, :, None]
         dz = (dz if t.slope is None else dz * t.slope).astype(x_BPD.dtype)
+        total = total + sums(t, mask_BP)
+        if at_once:
+            return (total, None), (input_gradient(x_BPD, head, dz, options.axes), t.loss, dz)
         dx, dhead_here = product_backward(x_BPD, head, dz, options.axes)
-        dhead = dhead if at_once else jax.tree.map(jnp.add, dhead, dhead_here)
-        return (total + sums(t, mask_BP), dhead), (dx, t.loss, dz if at_once else None)
+        return (total, jax.tree.map(jnp.add, dhead, dhead_here)), (dx, t.loss, None)
 
     start = jnp.zeros(3, jnp.float32), None if at_once else zero_gradient(head, options.axes)
     (total, dhead), (*told, dz_NBPV) = over_chunks(body, start, (x_BTD, targets_BT, mask_BT), options.n)
@@ -226,11 +229,15 @@ def floats(head):
     return partition(head, lambda path, leaf: jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
+def input_gradient(x_BPD, head, dz_BPV, axes: str):
+    """dx in x's dtype, for a head that is an array."""
+    return jnp.einsum(f"bpv,{axes}->bpd", dz_BPV, head.astype(dz_BPV.dtype), **F32).astype(x_BPD.dtype)
+
+
 def product_backward(x_BPD, head, dz_BPV, axes: str):
     """(dx in x's dtype, the head's gradient in float32: [D, V] for an array, in the structure of `floats` for a node)."""
     if not is_weight(head):
-        dx = jnp.einsum(f"bpv,{axes}->bpd", dz_BPV, head.astype(dz_BPV.dtype), **F32)
-        return dx.astype(x_BPD.dtype), jnp.einsum("bpd,bpv->dv", x_BPD, dz_BPV, **F32)
+        return input_gradient(x_BPD, head, dz_BPV, axes), jnp.einsum("bpd,bpv->dv", x_BPD, dz_BPV, **F32)
     leaves, rest = floats(head)
     _, pull = jax.vjp(lambda x, leaves: logits(x, combine(leaves, rest), axes), x_BPD, leaves)
     dx, dleaves = pull(dz_BPV.astype(jnp.float32))
