@@ -17,7 +17,6 @@ LONG = re.compile(
     | bench/test_benchmarks.py::test_(transforms|generate)_without_a_peer
     | lab/test_bases.py | lab/test_copy.py
     | mixers/test_rwkv7.py::test_initial_values_by_depth
-    | models/test_generate.py::test_layers_taken_apart_say_the_same\[lm[1-4]
     | ops/test_attention.py::test_splash_kernel_on_each_device
     | sequence/test_models.py
     | train/test_adapted.py::test_no_stack_of_dense_or_merged_weights_in_the_step

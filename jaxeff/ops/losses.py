@@ -1,5 +1,6 @@
-"""Cross entropy of a language model's head, in chunks of tokens: [B, T, V] logits are never held. Their gradients are, in x's type, where
-they are few chunks and the program is not for a CPU (`KEPT`).
+"""Cross entropy of a language model's head, in chunks of tokens: [B, T, V] logits are never held.
+
+Their gradients are, in x's type, where they are few chunks and the program is not for a CPU (`KEPT`).
 
     z = softcap(x W^T)    loss = logsumexp(z) - (1 - e) z_target - e mean(z) + zeta logsumexp(z)^2
 
