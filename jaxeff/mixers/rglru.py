@@ -8,6 +8,7 @@ Wr and Wi are block-diagonal. The first token of a text is taken as it is: h = i
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,8 @@ class RGLRU:
         x_BTHC, taps = self.conv.apply(params["conv_x"], x_BTHC, taps, tokens, "heads", ctx)
         r_BTHC, i_BTHC = (einsum("bthc,hce->bthe", x_BTHC, params[name]) for name in "ri")  # biases in float32
         first_BT = _first(x_BTD.shape[:2], tokens, before)
-        y_BTHC, h_BR = checkpoint(_scan)(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, tokens.valid, first_BT)
+        scan = checkpoint(functools.partial(_scan, mesh=ctx.mesh, rules=ctx.rules))
+        y_BTHC, h_BR = scan(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, tokens.valid, first_BT)
         y_BTD = project(params, "o", "bthc,hcd->btd", y_BTHC)
         return Out(y_BTD, None if state is None else RGLRUState(h_BR, taps, row))
 
@@ -155,8 +157,8 @@ def _first(shape_BT: tuple[int, int], tokens: Tokens, before: Row | None) -> jax
     return opens_BT if tokens.start is None else tokens.start | opens_BT
 
 
-def _scan(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, valid_BT, first_BT):
-    """(gelu(y) h in x's dtype, the last h): all that is float32."""
+def _scan(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, valid_BT, first_BT, **spread):
+    """(gelu(y) h in x's dtype, the last h): all that is float32. spread: mesh and rules."""
 
     def f32(name):
         return params[name].astype(jnp.float32)[None, None]
@@ -167,8 +169,9 @@ def _scan(params, x_BTHC, r_BTHC, i_BTHC, y_BTHC, h_BR, valid_BT, first_BT):
     scale = jnp.where(first_BT[:, :, None, None], 1.0, bounded_sqrt(-jnp.expm1(2.0 * log_a)))
     log_a, x32 = (zero_padding(x, valid_BT) for x in (log_a, scale * i * x32))  # adds nothing, forgets nothing
     flat_BTR = (*x32.shape[:2], -1)
-    h_BTR, h_BR = diagonal_scan(log_a.reshape(flat_BTR), x32.reshape(flat_BTR), h_BR, first_BT, recompute=False)
-    return (jax.nn.gelu(y) * h_BTR.reshape(x32.shape)).astype(x_BTHC.dtype), h_BR
+    log_a, x32 = (x.reshape(flat_BTR) for x in (log_a, x32))
+    h_BTR, h_BR = diagonal_scan(log_a, x32, h_BR, first_BT, recompute=False, **spread)
+    return (jax.nn.gelu(y) * h_BTR.reshape(y.shape)).astype(x_BTHC.dtype), h_BR
 
 
 @jax.custom_jvp

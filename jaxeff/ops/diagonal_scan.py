@@ -11,7 +11,8 @@ so that the backward pass is the same recurrence backwards in time, and needs lo
 by a gate: a = 0 is safe, which is how a reset enters. A token with log_a = 0 and x = 0 leaves the state as it was.
 
 A CPU walks through time: a row [B, D] a step, which costs less than the passes over memory of any form by chunks or by halves.
-Elsewhere a step costs a launch: chunks follow each other, and inside them (a, x) are composed by an associative scan.
+Elsewhere a step costs a launch: chunks follow each other, and inside them (a, x) are composed by an associative scan. A TPU has a
+kernel, `ops.pallas.diagonal_scan`, for what it can serve.
 """
 
 import functools
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
+from jaxeff.core.sharding import RULES, Rules
 from jaxeff.core.target import platform
 
 
@@ -33,13 +35,16 @@ def diagonal_scan(
     impl: str | None = None,
     chunk: int = 256,
     recompute: bool = True,
+    mesh=None,
+    rules: Rules = RULES,
 ) -> tuple[jax.Array, jax.Array]:
     """(h_BTD in x's dtype, final state [B, D] in float32); computed in float32 throughout.
 
     log_a: at most 0, -inf is a = 0. state_BD: None is zero. reset_BT: True where the state is zeroed before token t, whose log_a
-    then has no effect. impl: "fast" (default) or "reference". chunk: of the associative scans; a CPU has none.
+    then has no effect. impl: "fast" (default) or "reference". chunk: of the associative scans; a CPU and a kernel have none.
     recompute: keep nothing but the arguments between forward and backward; False keeps log_a and h in float32, for callers that
-    wrap more than this in `jax.checkpoint` themselves.
+    wrap more than this in `jax.checkpoint` themselves. For a TPU kernel: mesh, which may cut the batch and, as it cuts heads, the
+    channels, and rules of its logical axes.
 
     Raises ValueError for shapes that disagree and a chunk below 1.
     """
@@ -53,7 +58,8 @@ def diagonal_scan(
     elif T == 1:
         run = _single
     else:
-        run = functools.partial(_fast, None if platform() == "cpu" else min(chunk, T))
+        plain = functools.partial(_fast, None if platform() == "cpu" else min(chunk, T))
+        run = _by_kernel(x_BTD, mesh, rules) or plain
         run = jax.checkpoint(run) if recompute else run
     form = lambda state_BD: run(log_a_BTD, x_BTD, state_BD, reset_BT)  # noqa: E731
     h_BTD, state_BD = _after_slices(form, log_a_BTD, state_BD, reset_BT) if sequence.sliced() else form(state_BD)
@@ -110,6 +116,17 @@ def _single(log_a_BTD, x_BTD, state_BD, reset_BT):
     """(h_BTD, state) of one token."""
     state_BD, h_BD = _step(state_BD, [None if x is None else x[:, 0] for x in (log_a_BTD, x_BTD, reset_BT)])
     return h_BD[:, None], state_BD
+
+
+def _by_kernel(x_BTD, mesh, rules: Rules):
+    """What gives (h_BTD, state) by a kernel, None where there is none."""
+    if platform() != "tpu":
+        return None
+    from jaxeff.ops.pallas import diagonal_scan as kernel
+
+    if kernel.why_not(x_BTD, mesh, rules) is not None:
+        return None
+    return functools.partial(kernel.on_each_device, mesh=mesh, rules=rules)
 
 
 def _fast(size, log_a_BTD, x_BTD, state_BD, reset_BT):
