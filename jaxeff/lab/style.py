@@ -25,7 +25,7 @@ a { color: var(--link); }
 .finding p { margin: .3rem 0; max-width: none; }
 .scroll { overflow-x: auto; margin: .4rem 0 1.6rem; }
 .scroll:focus-visible { outline: 3px solid var(--mark); }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .86rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: 0 0 .6rem; }
 caption span { display: inline-block; position: sticky; left: 0; max-width: min(54rem, 100vw - 2rem); }
 th, td { padding: .4rem .65rem; border-bottom: 1px solid var(--line);
@@ -39,7 +39,7 @@ th.code { text-align: left; }
 td.code { text-align: left; white-space: normal; min-width: 18rem; overflow-wrap: anywhere;
   font: .88em/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 .along { font-size: .92rem; color: var(--soft); }
-figure { margin: 1.6rem 0 2.6rem; }
+figure { margin: 1.6rem 0 2.6rem; } figure > svg { max-width: 54rem; }
 .panels { display: flex; flex-wrap: wrap; gap: .6rem 1.4rem; }
 .panel { flex: 1 1 20rem; max-width: 30rem; min-width: 0; }
 .panel svg { width: 100%; height: auto; display: block; }
@@ -60,6 +60,7 @@ NARROW = """
   dl { display: block; } dd { margin-bottom: .5rem; } ul:not(.legend) { padding-left: 1.2rem; }
   th[scope=row], th.first { min-width: 6.4rem; max-width: 8.5rem; overflow-wrap: break-word; white-space: normal; padding-left: 0; }
   th, td { padding: .4rem .5rem; }
+  figure:has(> svg) { overflow-x: auto; } figure > svg { min-width: 34rem; }
 """
 
 PRINT = """
