@@ -205,7 +205,8 @@ def _run(folder: Path) -> dict[str, Any]:
         raise UserError(f"{printable(folder)} is not a folder; {_beside(str(folder))}")
     run = read_run(folder)
     if run is None:
-        raise UserError(f"{printable(folder)} holds no training run (no run.json)")
+        yet = " yet: a process there has not done its first step" if held(folder) else ""
+        raise UserError(f"{printable(folder)} holds no training run{yet} (no run.json)")
     return run
 
 

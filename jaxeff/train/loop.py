@@ -48,7 +48,7 @@ from jaxeff.train.workdir import (
     read_run,
     trained,
 )
-from jaxeff.train.writers import writers
+from jaxeff.train.writers import check_packages, writers
 
 
 @dataclasses.dataclass
@@ -88,6 +88,7 @@ def fit(
     """
     report, stop = report or Silent(), stop or (lambda: False)
     workdir = Path(workdir)
+    check_packages(experiment.train)
     step = make_step(experiment)
     if not force:
         check_room(experiment, step)
@@ -196,6 +197,7 @@ class _Loop:
         self.score = experiment.objective.score
         self.clock = Clock()
         self.done = self.tokens = 0
+        self.metrics: Metrics | None = None
         self.sent = 0  # steps of this start
         self.closers = [close for close in [getattr(self.batches, "close", None)] if close]
 
@@ -229,17 +231,23 @@ class _Loop:
                 self.state = dataclasses.replace(self.state, **self._weights_from(self.train.init_from))
         self.frozen = checksums(self.state.frozen)
         if jax.process_index() == 0:
-            if run is None:
-                run = describe(self.experiment, self.prepared, self.step.mesh)
-            else:
+            self.about = describe(self.experiment, self.prepared, self.step.mesh) if run is None else run
+            if run is not None:
                 run["starts"].append(circumstances(self.done, self.step.mesh))
-            self.clock.since = moment(run["starts"][0].get("time"))
-            write_json(self.workdir / "run.json", run)
-            keep(self.workdir, self.prepared)
-            self.metrics = Metrics(self.workdir, self.done, self._rhythm(run), self.report.warn)
-            self.closers.append(self.metrics.close)
-            self.writers = writers(self.train, self.workdir, run, self.done)
-            self.closers += [writer.close for writer in self.writers]
+            self.clock.since = moment(self.about["starts"][0].get("time"))
+            if found is not None:
+                self._open(self.done)
+
+    def _open(self, done: int):
+        """Files are written from here on, of steps after `done`. A new run has none before its first step is done: a start that
+        comes to nothing leaves nothing."""
+        self.still_there()
+        write_json(self.workdir / "run.json", self.about)
+        keep(self.workdir, self.prepared)
+        self.metrics = Metrics(self.workdir, done, self._rhythm(self.about), self.report.warn)
+        self.closers.append(self.metrics.close)
+        self.writers = writers(self.train, self.workdir, self.about, done)
+        self.closers += [writer.close for writer in self.writers]
 
     def trace(self, profile: Profile | None):
         """Steps of this start are traced."""
@@ -325,6 +333,9 @@ class _Loop:
     def _finish(self, step: int, metrics: dict, scores: dict | None = None):
         """Read a step's metrics, show them, and write them where it is time to."""
         values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
+        if self.metrics is None and jax.process_index() == 0:
+            with self.clock.waiting("checkpoint"):
+                self._open(0)
         self.tokens += int(values["n_targets"])
         speed = self.clock.tick(self.tokens)
         line = {

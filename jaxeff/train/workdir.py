@@ -28,6 +28,7 @@ def locked(workdir: Path) -> Iterator[Callable[[], None]]:
 
     Raises UserError when another process has it, or the folder cannot be made or written to.
     """
+    new = not os.path.exists(workdir)
     with refusals(workdir):
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,21 @@ def locked(workdir: Path) -> Iterator[Callable[[], None]]:
             if not same:
                 raise UserError(f"{workdir} was removed or replaced while it was in use: what was done since is lost")
 
-        yield check
+        try:
+            yield check
+        finally:
+            _clear(workdir, new)
+
+
+def _clear(workdir: Path, new: bool) -> None:
+    """A start that has written nothing leaves a folder as it was: empty, or not there when it is `new`."""
+    with contextlib.suppress(OSError):  # they hold something
+        (workdir / "checkpoints").rmdir()
+    with contextlib.suppress(OSError):
+        if os.listdir(workdir) == ["lock"]:
+            (workdir / "lock").unlink()
+            if new:
+                workdir.rmdir()
 
 
 def trained(workdir) -> bool:

@@ -1,6 +1,7 @@
 """Where logged lines go beside metrics.jsonl: event files of TensorBoard, and runs of Weights & Biases. Both are extras."""
 
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from jaxeff.core.errors import UserError
 from jaxeff.train.experiment import Train
 
 MODE = "WANDB_MODE"
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 class Writer(Protocol):
@@ -20,9 +22,21 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+def check_packages(train: Train) -> None:
+    """Raises UserError where a package that a run asks for is missing."""
+    for name, package in PACKAGES.items():
+        if getattr(train, name):
+            try:
+                importlib.import_module(package)
+            except ImportError:
+                raise UserError(
+                    f"train.{name}=true needs the package {package}: pip install 'jaxeff[{name}]'"
+                ) from None
+
+
 def writers(train: Train, workdir: Path, run: dict[str, Any], step: int) -> list[Writer]:
     """Those that a run asks for. run: the content of run.json. step: the last one that was done before this start. Raises UserError
-    where a package is missing, and where Weights & Biases refuses."""
+    where Weights & Biases refuses."""
     events = [Events(workdir, step)] if train.tensorboard else []
     return [*events, *([WandB(workdir, run)] if train.wandb else [])]
 
@@ -36,12 +50,8 @@ class Events:
     """Event files in the folder `tensorboard` of the run; those of steps after `step`, which will be done again, are void."""
 
     def __init__(self, workdir: Path, step: int):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "train.tensorboard=true needs the package tensorboardX: pip install 'jaxeff[tensorboard]'"
-            ) from None
+        from tensorboardX import SummaryWriter
+
         self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self.close = self.writer.close
 
@@ -56,10 +66,8 @@ class WandB:
     unless WANDB_MODE says so. All starts of a run are one run there; a step that is done again has the same numbers."""
 
     def __init__(self, workdir: Path, run: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("train.wandb=true needs the package wandb: pip install 'jaxeff[wandb]'") from None
+        import wandb
+
         mode = os.environ.get(MODE) or "offline"
         identity = hashlib.sha256(json.dumps(run["starts"][0], sort_keys=True).encode()).hexdigest()[:16]
         try:

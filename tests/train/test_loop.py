@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 import types
 
@@ -12,6 +14,7 @@ from jaxeff.evaluate.scores import evaluate
 from jaxeff.train.config_file import load
 from jaxeff.train.config_json import diff
 from jaxeff.train.loop import fit
+from jaxeff.train.signals import Stopped, on_signal
 from jaxeff.train.trained import load_trained
 from jaxeff.train.workdir import read_run, stored_experiment
 from tests.train.tiny import experiment, stop_after
@@ -104,15 +107,40 @@ def test_classes_of_a_config_file_are_found_again(prepared, tmp_path, monkeypatc
     assert again.objective.extra == 4 and diff(again, e) == []
 
 
-def test_a_start_that_came_to_nothing_does_not_spend_the_workdir(prepared, tmp_path, monkeypatch):
+def interrupted(*_):
+    """Ctrl-C where a program is compiled."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+STARTS = {  # a config, and what fails instead of what function
+    "memory": ("model.d_model=40000000", None, None),
+    "optimizer": ("optim.b1=0.85", "train.step.optimizer", lambda *_: 1 / 0),
+    "data": ("data.source.n_documents=1", None, None),
+    "vocabulary": ("model.vocab_size=20", None, None),
+    "initial values": ("train.steps=2", "train.loop.initial", lambda *_: 1 / 0),
+    "first step": ("train.steps=2", "train.loop.put", lambda *_: 1 / 0),
+    "its numbers": ("train.steps=2", "train.loop.jax.device_get", lambda *_: 1 / 0),
+    "compilation": ("train.steps=2", "train.loop.put", interrupted),
+}
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["new", "there"])
+@pytest.mark.parametrize("case", STARTS)
+def test_a_start_that_comes_to_nothing_leaves_nothing(tmp_path, monkeypatch, case, new):
+    monkeypatch.setenv("JAXEFF_CACHE", str(tmp_path / "cache"))
+    workdir = tmp_path / "parent" / "run"
+    if not new:
+        workdir.mkdir(parents=True)
+    assignment, function, failing = STARTS[case]
     with monkeypatch.context() as patch:
-        patch.setattr("jaxeff.train.loop.put", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            fit(experiment("train.steps=2"), tmp_path, prepared=prepared)
-    assert (tmp_path / "run.json").exists()
-    assert fit(experiment("train.steps=3"), tmp_path, prepared=prepared).step == 3
+        if function is not None:
+            patch.setattr(f"jaxeff.{function}", failing)
+        with pytest.raises((UserError, ZeroDivisionError, Stopped)), on_signal() as stop:
+            fit(experiment(assignment), workdir, stop=stop)
+    assert workdir.exists() != new and not [*workdir.rglob("*")]
+    assert fit(experiment("train.steps=1", "optim.lr=1e-3"), workdir).step == 1
     with pytest.raises(UserError, match="another config"):
-        fit(experiment("train.steps=3", "optim.lr=1e-3"), tmp_path, prepared=prepared)
+        fit(experiment("train.steps=1"), workdir)
 
 
 def test_nothing_that_a_workdir_holds_is_run(whole, prepared, tmp_path):
