@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxeff.core.errors import UserError, lookup, nearest
-from jaxeff.lab.folders import Folder, find, number, printable, read, words
+from jaxeff.lab.folders import Folder, find, held, number, printable, read, words
 
 NONE = "\u2013"
 COMPARISONS = {
@@ -39,7 +39,9 @@ def listed(folders: Iterable[str | os.PathLike], warn: Callable[[str], None]) ->
                 broken += 1
                 warn(str(error))
     if not found:
-        what = "no training run that can be read" if broken else "no training run (no run.json in it or in its folders)"
+        yet = " yet: a process there has not done its first step" if any(map(held, folders)) else ""
+        none = f"no training run{yet} (no run.json in it or in its folders)"
+        what = "no training run that can be read" if broken else none
         raise UserError(f"{printable(', '.join(folders))}: {what}")
     return list(found.values())
 

@@ -186,6 +186,11 @@ def test_folders_that_cannot_be(trained, tmp_path, capsys):
     wrong = trained.with_name("trainde")
     assert "trainde is not a folder; did you mean 'trained'" in refused(capsys, "runs", wrong)
     assert "no training run (no run.json in it or in its folders)" in refused(capsys, "runs", tmp_path)
+    with locked(tmp_path):
+        assert "no training run yet: a process there has not done its first step" in refused(
+            capsys, "top", "--workdir", tmp_path
+        )
+        assert "no training run yet: a process there" in refused(capsys, "report", tmp_path)
     assert "is not a folder" in refused(capsys, "runs", trained / "run.json")
 
 
