@@ -3,7 +3,9 @@
 import argparse
 import math
 import os
+from collections.abc import Callable
 
+from jaxeff.core.address import address
 from jaxeff.core.errors import UserError
 from jaxeff.core.processes import WAIT, start
 
@@ -23,7 +25,21 @@ def folder(text: str) -> str:
     found = os.path.expanduser(text)
     if found.startswith("~"):
         raise argparse.ArgumentTypeError(f"there is no home folder {text.partition('/')[0]}")
+    if _address(found) is not None:
+        raise argparse.ArgumentTypeError(f"{text} is in a store, and this is for folders of this machine only")
     return found
+
+
+def place(text: str) -> str:
+    """A folder's name, or an address in a store, as an argument."""
+    return _address(text) or folder(text)
+
+
+def _address(text: str) -> str | None:
+    try:
+        return address(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def seed(text: str) -> int:
@@ -88,17 +104,19 @@ def config(parser: argparse.ArgumentParser, what: str = "where it defines classe
     parser.add_argument("--config", metavar="CONFIG", help=f"the config file {what}")
 
 
-def workdir(parser: argparse.ArgumentParser, what: str = "folder of the run", several: bool = False) -> None:
+def workdir(
+    parser: argparse.ArgumentParser, what: str = "folder of the run", several: bool = False, type: Callable = place
+) -> None:
     """--workdir"""
     action = "append" if several else "store"
-    parser.add_argument("--workdir", required=True, action=action, type=folder, metavar="DIR", help=what)
+    parser.add_argument("--workdir", required=True, action=action, type=type, metavar="DIR", help=what)
 
 
 def workdir_or_public(parser: argparse.ArgumentParser, what: str = "folder of the run", several: bool = False) -> None:
     """--workdir or --model"""
     either = parser.add_mutually_exclusive_group(required=True)
     action = "append" if several else "store"
-    either.add_argument("--workdir", action=action, type=folder, metavar="DIR", help=what)
+    either.add_argument("--workdir", action=action, type=place, metavar="DIR", help=what)
     either.add_argument("--model", metavar="hf:DIR", help="a public checkpoint instead")
 
 

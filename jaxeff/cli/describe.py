@@ -2,14 +2,14 @@
 
 import argparse
 
-from jaxeff.cli.arguments import config, define, folder
+from jaxeff.cli.arguments import config, define, place
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("experiment", nargs="?", metavar="CONFIG", help="a Python file with config() -> Experiment")
-    what.add_argument("--workdir", type=folder, metavar="DIR", help="folder of a run instead")
+    what.add_argument("--workdir", type=place, metavar="DIR", help="folder of a run instead")
     what.add_argument(
         "--model", metavar="NAME", help="a preset, see jaxeff list presets, or hf:DIR, a public checkpoint"
     )

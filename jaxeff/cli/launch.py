@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxeff.cli.arguments import seconds, whole
+from jaxeff.core.address import address
 from jaxeff.core.errors import UserError, nearest, warn
 from jaxeff.core.lifeline import LOST
 from jaxeff.core.processes import VARIABLES, free_port
@@ -56,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _logs(words: list[str]) -> Path:
-    """The folder for what the processes but the first say: the run's own."""
+    """The folder for what the processes but the first say: the run's own, this one where that is in a store."""
     from jaxeff.cli import parser
 
-    return Path(parser().parse_args(words).workdir or ".")
+    workdir = parser().parse_args(words).workdir
+    return Path("." if workdir is None or address(workdir) is not None else workdir)
 
 
 def _once(args: argparse.Namespace, logs: Path) -> tuple[int, str | None]:

@@ -2,13 +2,13 @@
 
 import argparse
 
-from jaxeff.cli.arguments import workdir
+from jaxeff.cli.arguments import folder, workdir
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     parser.add_argument("folder", metavar="FOLDER", help="where README.md goes: experiments/TOPIC")
-    workdir(parser, "folder of the ablation")
+    workdir(parser, "folder of the ablation", type=folder)
 
 
 def run(args: argparse.Namespace) -> None:

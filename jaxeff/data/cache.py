@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from jaxeff.core.errors import UserError, warn
@@ -82,10 +82,10 @@ def publish(folder: Path, write: Callable[[Path], None]) -> Path:
         warn(f"the cached folder {folder} is damaged ({changed}): it is made anew")
     with _folder_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(folder.parent) as temporary:
+        with temporary(folder.parent) as room:
             if folder.is_dir():
-                _give_way(folder, temporary / "damaged")
-            new = temporary / "new"
+                _give_way(folder, room / "damaged")
+            new = room / "new"
             new.mkdir()
             write(new)
             write_json(new / CHECKSUMS, checksums(new))
@@ -123,7 +123,7 @@ def _changed(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _temporary(parent: Path):
+def temporary(parent: Path) -> Iterator[Path]:
     """A folder to write to, removed in the end; those of writers that were killed are removed before."""
     with open(parent / _LOCK, "a") as all_of_them:
         fcntl.flock(all_of_them, fcntl.LOCK_EX)

@@ -13,7 +13,6 @@ import functools
 import gc
 import json
 import logging
-import shutil
 import sys
 import traceback
 import warnings
@@ -31,8 +30,9 @@ from jaxeff.core.files import refusal, refusals
 from jaxeff.core.tree import paths
 from jaxeff.objectives.base import Score
 from jaxeff.train.state import State
+from jaxeff.train.storage import local, place
 
-FOLDER, DAMAGED, FROZEN = "checkpoints", "damaged", "frozen"
+FROZEN = "frozen"
 
 
 class Checkpoints:
@@ -43,7 +43,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, score: Score | None = None, keep: int = 2, read_only: bool = False):
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.place = place(workdir)
+        self.folder = self.place.checkpoints
         self.read_only, self.score, self.keep = read_only, score, keep
         _hush()
         options = ocp.CheckpointManagerOptions(
@@ -57,7 +58,7 @@ class Checkpoints:
         # Weights hardly become smaller by compression, which would take time from the steps that run meanwhile.
         state = ocp.PyTreeCheckpointHandler(use_compression=False)
         handlers = {"state": state, "record": ocp.JsonCheckpointHandler()}
-        with refusals(self.folder):
+        with self.place.refusals():
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         self._scores = {step: self._score_of(step) for step in self._manager.all_steps()}
 
@@ -81,9 +82,11 @@ class Checkpoints:
         leaves = paths(kept)
         record = sealed(record | {"checksum": checksums(kept), "shapes": _shapes(kept.params), "score": score})
         self._scores[step] = score
+        self.place.settle()
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), record=ocp.args.JsonSave(record))
-        with refusals(self.folder):
+        with self.place.refusals():
             self._manager.save(step, args=args, force=True)
+        self.place.send(self._manager.wait_until_finished)
 
     def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
         """State, without its frozen weights, and record of one checkpoint, laid out as `abstract` says, whatever mesh wrote it.
@@ -95,6 +98,7 @@ class Checkpoints:
         self._check_shapes(step, abstract.params)
         target = paths(abstract)
         args = ocp.args.Composite(state=_wanted(target), record=ocp.args.JsonRestore())
+        self.place.bring(step)
         found = self._manager.restore(step, args=args)
         leaves = [found["state"][path] for path in target]
         # Copied into buffers of our own: the step gives its input's buffers away.
@@ -112,6 +116,7 @@ class Checkpoints:
         record = self._check_shapes(step, abstract_params)
         name = "ema" if "ema" in record["checksum"] else "params"
         target = {f"{name}/{path}": leaf for path, leaf in paths(abstract_params).items()}
+        self.place.bring(step)
         found = _read(self._name(step) / "state", target)
         _compare({name: record["checksum"][name]}, checksums(found))
         return jax.tree.unflatten(jax.tree.structure(abstract_params), [found[path] for path in target]), record
@@ -190,14 +195,18 @@ class Checkpoints:
         return opened(json.loads((self._name(step) / "record" / "metadata").read_text(encoding="utf-8")))
 
     def wait(self):
-        """Returns when everything is on disk. Raises UserError when the file system refused it."""
-        with refusals(self.folder):
+        """Returns when everything is on disk, or in the store. Raises UserError when it was refused."""
+        self.place.settle()
+        with self.place.refusals():
             self._manager.wait_until_finished()
 
     def close(self):
         """Waits, then stops the writing threads."""
-        with refusals(self.folder):
-            self._manager.close()
+        try:
+            self.place.settle()
+        finally:
+            with self.place.refusals():
+                self._manager.close()
 
     def _name(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
@@ -205,12 +214,9 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]):
         if self.read_only or not steps:
             return
-        with refusals(self.folder):
+        with self.place.refusals():
             for step in steps:
-                target = self.folder.parent / DAMAGED / f"{step:08d}"
-                target.parent.mkdir(exist_ok=True)
-                shutil.rmtree(target, ignore_errors=True)
-                self._name(step).rename(target)
+                self.place.set_aside(self._name(step).name)
             self._manager.reload()
 
 
@@ -228,14 +234,14 @@ def _shapes(params) -> dict[str, list[int]]:
 def write_frozen(workdir, frozen):
     """Keeps the weights that do not train, for `read_frozen`."""
     _hush()
-    folder = Path(workdir).absolute() / FROZEN
+    folder = local(workdir).absolute() / FROZEN
     with refusals(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(folder, args=ocp.args.PyTreeSave(paths(frozen)), force=True)
 
 
 def read_frozen(workdir, abstract_frozen) -> Any | None:
     """What `write_frozen` kept, None where it has kept nothing; raises whatever Orbax raises when it cannot be read."""
-    folder = Path(workdir).absolute() / FROZEN
+    folder = local(workdir).absolute() / FROZEN
     if not folder.exists():
         return None
     target = paths(abstract_frozen)

@@ -16,6 +16,7 @@ from jaxeff.data.base import Prepared
 from jaxeff.data.cache import checksums
 from jaxeff.data.rows import Rows
 from jaxeff.data.text import TextData
+from jaxeff.train.storage import local
 
 FOLDER, RECORD = "data", "data.json"
 SPLITS = ("validation", "test")
@@ -29,7 +30,7 @@ def keep(workdir, prepared: Prepared) -> None:
     """
     if not isinstance(prepared.data, TextData) or kept(workdir, prepared.data, prepared.fingerprint) is not None:
         return
-    folder = Path(workdir) / FOLDER
+    folder = local(workdir) / FOLDER
     with refusals(folder):
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tokenizer").mkdir(parents=True)
@@ -54,7 +55,7 @@ def _small(prepared: Prepared) -> list[str]:
 
 def kept(workdir, data: TextData, fingerprint: str) -> Prepared | None:
     """What `keep` wrote for the data of this fingerprint; None where it is not there, or not as it was written."""
-    folder = Path(workdir) / FOLDER
+    folder = local(workdir) / FOLDER
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         found = {name: value for name, value in checksums(folder).items() if name != RECORD}

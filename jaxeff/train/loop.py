@@ -35,6 +35,7 @@ from jaxeff.train.progress import Silent
 from jaxeff.train.room import check_room
 from jaxeff.train.state import State
 from jaxeff.train.step import Step, make_step, put, share
+from jaxeff.train.storage import place
 from jaxeff.train.tracing import Profile, Tracer
 from jaxeff.train.trained import PUBLIC, frozen_weights, initial, plain_weights
 from jaxeff.train.utilisation import ideal_seconds
@@ -87,20 +88,23 @@ def fit(
     Raises UserError for whatever the user can put right: config, data, folder, mesh, a loss that stays non-finite.
     """
     report, stop = report or Silent(), stop or (lambda: False)
-    workdir = Path(workdir)
+    there = place(workdir, fresh=True)
     check_packages(experiment.train)
     step = make_step(experiment)
     if not force:
         check_room(experiment, step)
     with contextlib.ExitStack() as stack:
-        still_there = stack.enter_context(locked(workdir)) if jax.process_index() == 0 else lambda: None
-        if (workdir / "ablation.json").exists():
+        still_there = stack.enter_context(locked(there.folder)) if jax.process_index() == 0 else lambda: None
+        if (there.folder / "ablation.json").exists():
             raise UserError(f"{workdir} holds an ablation; use another workdir, or see jaxeff ablate")
         run = read_run(workdir)
         if run is not None and not trained(workdir):
             run = None  # a start that came to nothing binds nobody
         if run is not None:
             check_config(run, experiment, workdir)
+        if jax.process_index() == 0:
+            there.claim()
+            stack.callback(there.push)
         prepared = experiment.data.prepare(report=report.stage) if prepared is None else prepared
         check_all(experiment, prepared, step)
         if run is not None:
@@ -182,7 +186,7 @@ class _Loop:
     def __init__(
         self,
         experiment: Experiment,
-        workdir: Path,
+        workdir,
         step: Step,
         prepared,
         checkpoints: Checkpoints,
@@ -192,6 +196,7 @@ class _Loop:
         self.experiment, self.train, self.workdir, self.step = experiment, experiment.train, workdir, step
         self.prepared, self.checkpoints, self.report = prepared, checkpoints, report
         self.still_there = still_there
+        self.place, self.folder = checkpoints.place, checkpoints.place.folder
         self.batches = prepared.train(*share(step.mesh))
         self.validation = prepared.eval("validation") if "validation" in prepared.splits else None
         self.score = experiment.objective.score
@@ -242,16 +247,16 @@ class _Loop:
         """Files are written from here on, of steps after `done`. A new run has none before its first step is done: a start that
         comes to nothing leaves nothing."""
         self.still_there()
-        write_json(self.workdir / "run.json", self.about)
-        keep(self.workdir, self.prepared)
-        self.metrics = Metrics(self.workdir, done, self._rhythm(self.about), self.report.warn)
+        write_json(self.folder / "run.json", self.about)
+        keep(self.folder, self.prepared)
+        self.metrics = Metrics(self.folder, done, self._rhythm(self.about), self.report.warn)
         self.closers.append(self.metrics.close)
-        self.writers = writers(self.train, self.workdir, self.about, done)
+        self.writers = writers(self.train, self.folder, self.about, done)
         self.closers += [writer.close for writer in self.writers]
 
     def trace(self, profile: Profile | None):
         """Steps of this start are traced."""
-        self.tracer = Tracer(profile, self.workdir, self.train.steps - self.done, self.report, self.clock)
+        self.tracer = Tracer(profile, self.folder, self.train.steps - self.done, self.report, self.clock)
         self.closers.append(self.tracer.close)
 
     def _stage(self, text: str, shown: bool = True, done: int = 0):
@@ -412,6 +417,8 @@ class _Loop:
         }
         score = _finite(scores[self.score.name]) if scores else None
         with self.clock.waiting("checkpoint"):
+            if jax.process_index() == 0:
+                self.place.push()
             self.checkpoints.save(self.done, self.state, record, score)
 
 

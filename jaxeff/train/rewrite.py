@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxeff.core.address import address
 from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.files import write_json
 from jaxeff.core.sharding import make_mesh
@@ -163,7 +164,9 @@ def joined(
 
 
 def check_free(out) -> None:
-    """Raises UserError where a folder holds a run already."""
+    """Raises UserError where a folder holds a run already, or is none but in a store."""
+    if address(out) is not None:
+        raise UserError(f"{out} is in a store: a new run is written to a folder, which may be copied there")
     if read_run(out) is not None or (Path(out) / "checkpoints").exists():
         raise UserError(f"{out} holds a run already; name another folder")
 

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.fields import mismatch
+from jaxeff.train.storage import local
 
 # What they must hold, and of what type.
 RUN = {"config": dict, "corpus": str, "data": dict, "starts": list}
@@ -18,7 +18,7 @@ SPENT = ("compute", "data_wait", "checkpoint", "compile", "evaluation", "profile
 
 def read_run(workdir) -> dict[str, Any] | None:
     """The content of run.json, or None where nothing was trained yet. Raises UserError when it cannot be read."""
-    path = Path(workdir) / "run.json"
+    path = local(workdir) / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -38,7 +38,7 @@ def read_run(workdir) -> dict[str, Any] | None:
 
 def read_metrics(workdir, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that can be read, oldest first. warn: told of the others but a last one that a kill cut short."""
-    path = Path(workdir) / "metrics.jsonl"
+    path = local(workdir) / "metrics.jsonl"
     found, bad = [], []
     *whole, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, text in enumerate([*whole, rest], 1):

@@ -19,6 +19,7 @@ from jaxeff.train.circumstances import circumstances
 from jaxeff.train.config_json import check_fields, diff, from_json, to_json
 from jaxeff.train.experiment import FREE, Experiment
 from jaxeff.train.run_files import read_metrics, read_run
+from jaxeff.train.storage import place
 
 
 @contextlib.contextmanager
@@ -74,7 +75,7 @@ def _clear(workdir: Path, new: bool) -> None:
 
 def trained(workdir) -> bool:
     """Whether a workdir holds anything of a run: a logged step or a checkpoint."""
-    return bool(read_metrics(workdir)) or any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+    return bool(read_metrics(workdir)) or any(place(workdir).checkpoints.glob("[0-9]*"))
 
 
 def stored_experiment(workdir) -> Experiment:
@@ -90,9 +91,9 @@ def stored_experiment(workdir) -> Experiment:
     try:
         experiment = from_json(run["config"])
     except UserError as error:
-        raise UserError(f"{Path(workdir) / 'run.json'}: {error}") from None
+        raise UserError(f"{workdir}/run.json: {error}") from None
     if not isinstance(experiment, Experiment):
-        raise UserError(f"{Path(workdir) / 'run.json'}: its config is of no Experiment")
+        raise UserError(f"{workdir}/run.json: its config is of no Experiment")
     return experiment
 
 
