@@ -30,10 +30,11 @@ def compiler_options(mesh) -> dict[str, str] | None:
     return {WINDOWS: "1000000"} if mesh.devices.flat[0].platform == "tpu" else None
 
 
-def kernel_scope(flops: int, width: int):
+def kernel_scope(flops: int, width: int, cycles: int = 0):
     """A context for a call of a kernel, into which no compiler looks: its operations carry in their name how many FLOPs its matrix
-    products have, forward, and how wide they are where they are narrowest."""
-    return jax.named_scope(f"kernel_flops_{flops}_width_{width}")
+    products have, forward, and how wide they are where they are narrowest. cycles: of its schedule, where other units work longer
+    than those of products and memory."""
+    return jax.named_scope(f"kernel_flops_{flops}_width_{width}" + (f"_cycles_{cycles}" if cycles else ""))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ that each is sharded by its own axes.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -121,18 +122,20 @@ class Mamba:
             self._norm(project(params, name, "btc,cn->btn", x_BTC)) for name in ("dt_low", "b", "c")
         )
         dt_BTC = einsum("btr,rc->btc", low_BTR, params["dt"])  # its bias is added in float32
-        y_BTC, h_BCN = checkpoint(self._scan)(params, x_BTC, dt_BTC, b_BTN, c_BTN, z_BTC, h_BCN, tokens)
+        scan = checkpoint(functools.partial(self._scan, mesh=ctx.mesh, rules=ctx.rules))
+        y_BTC, h_BCN = scan(params, x_BTC, dt_BTC, b_BTN, c_BTN, z_BTC, h_BCN, tokens)
         y_BTD = project(params, "o", "btc,cd->btd", y_BTC)
         return Out(y_BTD, None if state is None else MambaState(h_BCN, taps, row))
 
     def _norm(self, x):
         return x if self.bcdt_eps is None else rms_norm(x, eps=self.bcdt_eps)
 
-    def _scan(self, params, x_BTC, dt_BTC, b_BTN, c_BTN, z_BTC, h_BCN, tokens):
-        """(gated y_BTC in x's dtype, h): all that is float32."""
+    def _scan(self, params, x_BTC, dt_BTC, b_BTN, c_BTN, z_BTC, h_BCN, tokens, **spread):
+        """(gated y_BTC in x's dtype, h): all that is float32. spread: mesh and rules."""
         a_CN, skip_C = -jnp.exp(params["a_log"].astype(jnp.float32)), params["skip"].astype(jnp.float32)
         dt_BTC = zero_padding(step_size(dt_BTC, params["dt_bias"]), tokens.valid)  # adds nothing, forgets nothing
         x32_BTC = x_BTC.astype(jnp.float32)
-        y_BTC, h_BCN = selective_scan(x32_BTC, dt_BTC, a_CN, b_BTN, c_BTN, h_BCN, tokens.start, recompute=False)
+        arrays = (x32_BTC, dt_BTC, a_CN, b_BTN, c_BTN, h_BCN, tokens.start)
+        y_BTC, h_BCN = selective_scan(*arrays, recompute=False, **spread)
         y_BTC = (y_BTC + skip_C[None, None] * x32_BTC) * jax.nn.silu(z_BTC.astype(jnp.float32))
         return y_BTC.astype(x_BTC.dtype), h_BCN

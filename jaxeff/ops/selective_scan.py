@@ -12,7 +12,8 @@ h_t and m_t that of h_{t-1} through h_t,
     l_t = c_t dy_t + m_{t+1},    m_t = g_t l_t = g_t m_{t+1} + g_t c_t dy_t
 
 is the same recurrence backwards in time, and d log g_t = m_t h_{t-1}. Nothing is divided by a gate, so that g = 0 is safe: that
-is how a reset enters. A token with dt = 0 leaves the state as it was, whatever its x.
+is how a reset enters. A token with dt = 0 leaves the state as it was, whatever its x. A TPU has a kernel,
+`ops.pallas.selective_scan`, for what it can serve.
 """
 
 import functools
@@ -23,6 +24,7 @@ from einops import rearrange
 
 from jaxeff.core import sequence
 from jaxeff.core.errors import lookup
+from jaxeff.core.sharding import RULES, Rules
 from jaxeff.core.target import platform
 
 
@@ -38,13 +40,17 @@ def selective_scan(
     impl: str | None = None,
     chunk: int = 16,
     recompute: bool = True,
+    mesh=None,
+    rules: Rules = RULES,
 ) -> tuple[jax.Array, jax.Array]:
     """(y_BTD in x's dtype, final state [B, D, N] in float32); computed in float32 throughout.
 
     dt: at least 0. a: at most 0. state_BDN: None is zero. reset_BT: True where the state is zeroed before token t.
-    impl: "chunk" (default) or "reference". chunk: its states are in memory at once, and of all others one state a chunk.
+    impl: "chunk" (default) or "reference". chunk: its states are in memory at once, and of all others one state a chunk;
+    a kernel has its own.
     recompute: keep nothing but the arguments between forward and backward; False keeps one state a chunk, for callers that wrap
-    more than this in `jax.checkpoint` themselves.
+    more than this in `jax.checkpoint` themselves. For a TPU kernel: mesh, which may cut the batch and, as it cuts those of an MLP,
+    the channels, and rules of its logical axes.
 
     Raises ValueError for shapes that disagree and a chunk below 1.
     """
@@ -60,7 +66,8 @@ def selective_scan(
     else:
         size = min(chunk, T)
         # One kernel a chunk, and none a token: what a launch costs. A CPU gains nothing by it.
-        run = functools.partial(_chunked, size, 1 if platform() == "cpu" else size)
+        plain = functools.partial(_chunked, size, 1 if platform() == "cpu" else size)
+        run = _by_kernel(x_BTD, a_DN, mesh, rules) or plain
         run = jax.checkpoint(run) if recompute else run
     form = lambda state_BDN: run(x_BTD, dt_BTD, a_DN, b_BTN, c_BTN, state_BDN, reset_BT)  # noqa: E731
     after = _after_slices(form, dt_BTD, a_DN, state_BDN, reset_BT) if sequence.sliced() else form(state_BDN)
@@ -124,6 +131,17 @@ def _step(a_DN, state_BDN, token):
     g_BDN = jnp.exp(dt_BD[..., None] * a_DN[None])
     state_BDN = g_BDN * state_BDN + (dt_BD * x_BD)[..., None] * b_BN[:, None]
     return state_BDN, _product("bdn,bn->bd", state_BDN, c_BN)
+
+
+def _by_kernel(x_BTD, a_DN, mesh, rules: Rules):
+    """What gives (y_BTD, state) by a kernel, None where there is none."""
+    if platform() != "tpu":
+        return None
+    from jaxeff.ops.pallas import selective_scan as kernel
+
+    if kernel.why_not(x_BTD, a_DN, mesh, rules) is not None:
+        return None
+    return functools.partial(kernel.on_each_device, mesh=mesh, rules=rules)
 
 
 def _product(eqn, x, y):

@@ -124,9 +124,10 @@ class _Run:
         stack = self.module.stack(i)
         flops, moved = self.module.flops(i), self.module.moved(i)
         if is_kernel(i):
-            flops, seconds = self.kernel(i, moved)
-            if not flops:
+            told = self.kernel(i, moved)
+            if told is None:
                 self.spent.unknown[str(line_of(stack) or i.name)] += 1
+            flops, seconds = told or (0.0, 0.0)
         elif i.cycles is None:
             return
         else:
@@ -137,15 +138,16 @@ class _Run:
         work = Work(i.name, part, line_of(stack), i.operation, 1, seconds, flops, moved)
         self.spent.works.append(work)
 
-    def kernel(self, i: Instruction, moved: int) -> tuple[float, float]:
-        """(FLOPs, seconds) of a kernel that tells what it multiplies, see `core.target.kernel_scope`; (0, 0) of any other."""
-        told = re.findall(r"kernel_flops_(\d+)_width_(\d+)", i.operation)
+    def kernel(self, i: Instruction, moved: int) -> tuple[float, float] | None:
+        """(FLOPs, seconds) of a kernel that tells what it multiplies, see `core.target.kernel_scope`; None of any other."""
+        told = re.findall(r"kernel_flops_(\d+)_width_(\d+)(?:_cycles_(\d+))?", i.operation)
         if not told:
-            return 0.0, 0.0
-        flops, width = map(int, told[-1])
+            return None
+        flops, width, cycles = (int(number or 0) for number in told[-1])
         flops *= next((times for name, times in BACKWARD.items() if name in i.name), 1.0)
         padded = -(-width // self.chip.unit) * self.chip.unit / width
-        return flops, max(flops * padded / (REACHED * self.chip.flops), moved / self.chip.bandwidth)
+        products = flops * padded / (REACHED * self.chip.flops)
+        return flops, max(products, cycles / self.chip.clock, moved / self.chip.bandwidth)
 
     def communicate(self, i: Instruction, collective: Collective):
         """A fused communication works while it sends: it begins with the fusion that starts it and ends with the one that says so;

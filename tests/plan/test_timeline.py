@@ -193,6 +193,12 @@ def test_a_kernel_that_tells_its_products_takes_their_time_at_the_assumed_share_
     assert found.seconds == pytest.approx(times * padded * 1.97e9 / (REACHED * CHIP.flops)) and not found.unknown
 
 
+def test_a_kernel_that_tells_its_cycles_takes_them():
+    scope = 'metadata={op_name="jit(step)/kernel_flops_0_width_128_cycles_3000000/pallas_call"}'
+    found = spent(f'%k = f32[8]{{0}} custom-call(%x), custom_call_target="tpu_custom_call", {scope}')
+    assert found.seconds == pytest.approx(3e6 / CHIP.clock) and not found.unknown and not found.works[0].flops
+
+
 @pytest.mark.parametrize(
     ("frames", "part"),
     [

@@ -6,7 +6,7 @@ one are composed in three steps, each over twice as many (Hillis and Steele 1986
 waits for one multiply-add of the register before it. A reset is a gate of 0. The backward kernel goes from the last block to the
 first.
 
-The compiler's schedule for a v5e: a step of 256 tokens and 512 channels is 1109 cycles forward and 1462 backward, 0.12 and 0.16
+The compiler's schedule for a v5e: a step of 256 tokens and 512 channels is 1109 cycles forward and 1452 backward, 0.12 and 0.15
 ms of all 160 steps of B 4, T 2048, D 2560 at 1.5 GHz. Main memory takes longer, 0.31 and 0.51 ms, and that is what the planner
 counts, for the XLA program of `ops.diagonal_scan` 7.6 and 7.0. `ops.pallas.chunks` says how to count again; lines with ">>" are a
 loop over registers in the step, of eight turns.
@@ -20,48 +20,43 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding
 
-from jaxeff.core.sharding import RULES, Rules, pspec
+from jaxeff.core.sharding import RULES, Rules
 from jaxeff.core.target import kernel_scope
-from jaxeff.ops.pallas import chunks
+from jaxeff.ops.pallas import channels, chunks
+from jaxeff.ops.pallas.channels import SUBLANES, rows
 from jaxeff.ops.pallas.chunks import LANES, NEVER, Block, places
 
 TOKENS = 256  # of a block, at most
 CHANNELS = 512  # of a block, at most
-SUBLANES = 8
 TOGETHER = 4  # registers that are scheduled together
-SHORTEST = 128  # tokens
 
 
 def why_not(x_BTD: jax.Array, mesh=None, rules: Rules = RULES) -> str | None:
     """Why the kernel cannot serve a call, or None. A mesh cuts the channels as it cuts heads."""
-    _, T, D = x_BTD.shape
-    if T < SHORTEST:
-        return f"needs {SHORTEST} tokens, found {T}"
-    if mesh is not None:
-        spread = NamedSharding(mesh, pspec(("batch", None, "heads"), x_BTD.shape, mesh, rules))
-        D = spread.shard_shape(x_BTD.shape)[2]
-    return f"needs channels of a multiple of {LANES}, found {D}" if D % LANES else None
+    return channels.why_not(x_BTD, mesh, rules, "heads")
 
 
 def by_kernel(log_a_BTD, x_BTD, state_BD, reset_BT=None, *, interpret: bool = False):
     """(h_BTD, state [B, D]) in float32; arguments as for `ops.diagonal_scan`. interpret: run on any machine, slowly."""
-    B, T, D = x_BTD.shape
+    T = x_BTD.shape[1]
     log_a_BTD, x_BTD = (x.astype(jnp.float32) for x in (log_a_BTD, x_BTD))
     if reset_BT is not None:
         log_a_BTD = jnp.where(reset_BT[:, :, None], NEVER, log_a_BTD)
     # Zeros after the end: the state stays as it was.
     log_a_BTD, x_BTD = (jnp.pad(x, ((0, 0), (0, -T % tokens_of_a_step(T)), (0, 0))) for x in (log_a_BTD, x_BTD))
-    with kernel_scope(2 * B * T * D, LANES):
+    with kernel_scope(0, LANES):  # no products of matrices
         h_BTD, state_B1D = _recurrence(log_a_BTD, x_BTD, state_BD.astype(jnp.float32)[:, None], interpret)
     return h_BTD[:, :T], state_B1D[:, 0]
 
 
-def on_each_device(*arrays, mesh=None, rules: Rules = RULES):
-    """`by_kernel(*arrays)` by each device of the mesh for its rows and channels."""
-    kinds = ("tokens", "tokens", "state", "rows")
-    return chunks.on_each_device(by_kernel, arrays, kinds, arrays[1].shape, mesh, rules)
+def on_each_device(log_a_BTD, x_BTD, state_BD, reset_BT=None, *, mesh=None, rules: Rules = RULES):
+    """`by_kernel` by each device of the mesh for its rows and channels."""
+    arrays = dict(log_a=log_a_BTD, x=x_BTD, state=state_BD, reset=reset_BT)
+    tokens = ("batch", None, "heads")
+    axes = dict(log_a=tokens, x=tokens, state=("batch", "heads"), reset=("batch", None))
+    run = lambda log_a, x, state, reset: by_kernel(log_a, x, state, reset)  # noqa: E731
+    return channels.on_each_device(run, arrays, axes, mesh, rules)
 
 
 def tokens_of_a_step(T: int) -> int:
@@ -91,21 +86,16 @@ def _earlier(y_SC, after_1C):
     return jnp.where(places(0, y_SC.shape) == SUBLANES - 1, after_1C, pltpu.roll(y_SC, SUBLANES - 1, 0))
 
 
-def _rows(n):
-    """Where the tokens of register n lie."""
-    return pl.ds(pl.multiple_of(SUBLANES * n, SUBLANES), SUBLANES)
-
-
 def _forward_kernel(log_a, x, start, h, state):
     @pl.when(pl.program_id(2) == 0)
     def _():
         state[...] = start[...]
 
     def step(n, h_1C):
-        rows = _rows(n)
-        a_SC, x_SC = _composed(jnp.exp(log_a[0, rows]), x[0, rows])
+        at = rows(n)
+        a_SC, x_SC = _composed(jnp.exp(log_a[0, at]), x[0, at])
         h_SC = a_SC * h_1C + x_SC
-        h[0, rows] = h_SC
+        h[0, at] = h_SC
         return h_SC[SUBLANES - 1 :]
 
     state[0] = jax.lax.fori_loop(0, x.shape[1] // SUBLANES, step, state[0], unroll=TOGETHER)
@@ -123,13 +113,13 @@ def _backward_kernel(log_a, h, near, start, dh, dstate, dlog_a, dx, m):
 
     def step(turn, m_1C):
         n = last - turn
-        rows = _rows(n)
-        a_SC, dh_SC, h_SC = jnp.exp(log_a[0, rows]), dh[0, rows], h[0, rows]
-        before_1C = jnp.where(n == 0, entering_1C, h[0, _rows(jnp.maximum(n - 1, 0))][SUBLANES - 1 :])
+        at = rows(n)
+        a_SC, dh_SC, h_SC = jnp.exp(log_a[0, at]), dh[0, at], h[0, at]
+        before_1C = jnp.where(n == 0, entering_1C, h[0, rows(jnp.maximum(n - 1, 0))][SUBLANES - 1 :])
         gates_SC, sums_SC = _composed(a_SC, a_SC * dh_SC, back=True)
         m_SC = gates_SC * m_1C + sums_SC
-        dx[0, rows] = dh_SC + _earlier(m_SC, m_1C)
-        dlog_a[0, rows] = m_SC * _later(h_SC, before_1C)
+        dx[0, at] = dh_SC + _earlier(m_SC, m_1C)
+        dlog_a[0, at] = m_SC * _later(h_SC, before_1C)
         return m_SC[:1]
 
     m[0] = jax.lax.fori_loop(0, last + 1, step, m[0], unroll=TOGETHER)
@@ -138,7 +128,7 @@ def _backward_kernel(log_a, h, near, start, dh, dstate, dlog_a, dx, m):
 def _layout(x_BTD, back: bool = False):
     """(the grid; blocks of tokens, of the 8 tokens before each, of the state)."""
     (B, T, D), I = x_BTD.shape, tokens_of_a_step(x_BTD.shape[1])  # noqa: E741
-    N, C = T // I, next(c for c in range(min(CHANNELS, D), 0, -LANES) if D % c == 0)
+    N, C = T // I, channels.channels_of_a_step(D, CHANNELS)
     time = (lambda n: N - 1 - n) if back else (lambda n: n)
     tokens = Block((B, T, D), (1, I, C), lambda b, d, n: (b, time(n), d))
     near = Block((B, T, D), (1, SUBLANES, C), lambda b, d, n: (b, jnp.maximum(time(n) * (I // SUBLANES) - 1, 0), d))
