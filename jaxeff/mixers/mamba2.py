@@ -163,12 +163,8 @@ class Mamba2:
             dt_BTH = jnp.clip(dt_BTH, *self.dt_limit)
         dt_BTH = zero_padding(dt_BTH, tokens.valid)  # adds nothing, forgets nothing
         log_a_BTH = -jnp.exp(params["a_log"].astype(jnp.float32))[None, None] * dt_BTH
-        x32_BTHE = x_BTHE.astype(jnp.float32)
-        y_BTHE, S_BHNE = gated_linear(
-            c_BTGN, b_BTGN, dt_BTH[..., None] * x32_BTHE, log_a_BTH, S_BHNE, tokens.start, recompute=False, **spread
-        )
-        y_BTHE = y_BTHE.astype(jnp.float32) + params["skip"].astype(jnp.float32)[None, None, :, None] * x32_BTHE
-        return y_BTHE.astype(x_BTHE.dtype), S_BHNE
+        arrays = (c_BTGN, b_BTGN, x_BTHE, log_a_BTH, S_BHNE, tokens.start)
+        return gated_linear(*arrays, gain_BTH=dt_BTH, skip_H=params["skip"], recompute=False, **spread)
 
     def _gate(self, params, y_BTHE, z_BTHE):
         """norm(y silu(z)), or norm(y) silu(z), by groups of heads."""

@@ -22,8 +22,9 @@ class LM:
 
     stages: see `models.stack`. tied: the head is the embedding. embed_scale: what embeddings are multiplied by, a factor or "sqrt"
     for sqrt(D); learned_positions: a vector for each of `max_positions` places is added to them (GPT-2); embed_norm: a norm after
-    that. head_bias: of the logits (Phi). softcap: c tanh(logits / c). remat: what the backward pass recomputes. scan False unrolls
-    the layers (same parameters). max_positions: the longest text the model may see, None for no bound.
+    that. head_bias: of the logits (Phi). softcap: c tanh(logits / c). remat: what the backward pass recomputes, see
+    `models.stack.REMAT`. scan False unrolls the layers (same parameters). max_positions: the longest text the model may see, None
+    for no bound.
 
     Raises ValueError for impossible sizes, UserError for unknown names and shared values that nobody writes.
     """
@@ -38,7 +39,7 @@ class LM:
     head_bias: bool = False
     softcap: float | None = None
     norm: Norm = RMSNorm()
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "dots", "narrow", "attention", "full"] = "none"
     scan: bool = True
     max_positions: int | None = None
 

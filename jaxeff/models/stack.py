@@ -10,11 +10,13 @@ carries nothing but x.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import checkpoint_policies as policies
 
 from jaxeff.core.errors import UserError, lookup
 from jaxeff.core.recompute import computed_again
@@ -26,13 +28,26 @@ from jaxeff.models.block import Block, as_block
 from jaxeff.models.descent import descend
 from jaxeff.ops.attention_block import KEPT
 
+
+def _narrow(primitive, *shapes, **parameters) -> bool:
+    """Of products with weights those whose rows are no wider than what they sum over: q, k, v and o, not an MLP's hidden."""
+    if not policies.dots_with_no_batch_dims_saveable(primitive, *shapes, **parameters):
+        return False
+    dims, _ = parameters["dimension_numbers"]
+    summed = [math.prod(shape.shape[i] for i in over) for shape, over in zip(shapes, dims, strict=True)]
+    return summed[0] >= min(math.prod(shape.shape) // n for shape, n in zip(shapes, summed, strict=True))
+
+
+# What softmax attention gives is small beside what it would take to compute it again.
+_attention = policies.save_only_these_names(KEPT)
+# What the backward pass finds kept of a repeat, from most to least: everything; products with weights, all of them or the narrow
+# ones, and what attention gives; that alone; nothing but the repeat's input.
 REMAT = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    # Products with weights, and what softmax attention gives: small beside what it would take to compute it again.
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
-    ),
+    "dots": policies.save_from_both_policies(_attention, policies.dots_with_no_batch_dims_saveable),
+    "narrow": policies.save_from_both_policies(_attention, _narrow),
+    "attention": _attention,
+    "full": policies.nothing_saveable,
 }
 GIVEN = ("embedding",)  # what every pass shares from its start: the embedded tokens
 

@@ -47,6 +47,8 @@ def gated_linear(
     state_BHCE: jax.Array | None = None,
     reset_BT: jax.Array | None = None,
     bonus_HC: jax.Array | None = None,
+    gain_BTH: jax.Array | None = None,
+    skip_H: jax.Array | None = None,
     *,
     impl: str | None = None,
     chunk: int = 64,
@@ -59,6 +61,7 @@ def gated_linear(
 
     q, k: G divides H. log_a: None (a = 1), [B, T, H] or [B, T, H, C], at most 0. state_BHCE: None is zero. reset_BT: True where
     the state is zeroed before token t, so that with a bonus o_t does not read it either. bonus_HC: u; None is the form without.
+    gain_BTH: of v, which is written times its gain (Mamba-2's dt). skip_H: times v, without its gain, is added to o (its D).
     A token with k = 0 and log a = 0 leaves the state as it was.
     impl: "chunk" (default) or "reference". chunk: a power of two; time C + E + chunk per token, memory chunk per token.
     recompute: keep nothing but the arguments between forward and backward, states and weights are computed again; False is for
@@ -68,26 +71,25 @@ def gated_linear(
 
     Raises ValueError for shapes that disagree and a chunk that is no power of two.
     """
-    form = lookup(IMPLS, impl or "chunk", "form of gated_linear")
+    reference = lookup(IMPLS, impl or "chunk", "form of gated_linear") is gated_linear_reference
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"gated_linear: chunk must be a power of two, found {chunk}")
-    T = q_BTGC.shape[1]
-    if form is gated_linear_reference:
-        run = _scan
-    elif T == 1:
-        run = _single
-    else:
-        kernel = dict(mesh=mesh, rules=rules) if q_BTGC.shape[2] in (1, v_BTHE.shape[2]) else None
-        run = functools.partial(_pieces, chunk=chunk, recompute=recompute, kernel=kernel)
-    form = lambda state: _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state, reset_BT, bonus_HC)  # noqa: E731
+    run = None if reference or bonus_HC is not None else _kernel(q_BTGC, v_BTHE, log_a, chunk, recompute, mesh, rules)
+    if run is None:
+        pieces = functools.partial(_pieces, chunk=chunk, recompute=recompute)
+        run = _scaled(_scan if reference else _single if q_BTGC.shape[1] == 1 else pieces)
+    form = lambda state: _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state, reset_BT, bonus_HC, gain_BTH, skip_H)
     if not sequence.sliced():
         return form(state_BHCE)
     return _after_slices(form, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT)
 
 
-def gated_linear_reference(q_BTGC, k_BTGC, v_BTHE, log_a=None, state_BHCE=None, reset_BT=None, bonus_HC=None):
+def gated_linear_reference(
+    q_BTGC, k_BTGC, v_BTHE, log_a=None, state_BHCE=None, reset_BT=None, bonus_HC=None, gain_BTH=None, skip_H=None
+):
     """The recurrence as a scan over time; arguments and results as for `gated_linear`."""
-    return _in_groups(_scan, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
+    run = _scaled(_scan)
+    return _in_groups(run, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC, gain_BTH, skip_H)
 
 
 def _after_slices(form, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT):
@@ -100,12 +102,13 @@ def _after_slices(form, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT):
     return sequence.decaying(form, log_kept[..., None], state_BHCE, reset_BT)
 
 
-def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
+def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC, gain_BTH, skip_H):
     """`form`, for which q and k have H heads or one, on all groups; shapes checked, the state in float32."""
-    _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC)
+    _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC, gain_BTH, skip_H)
     (B, _, G, C), (H, E) = q_BTGC.shape, v_BTHE.shape[2:]
     state_BHCE = jnp.zeros((B, H, C, E), jnp.float32) if state_BHCE is None else state_BHCE.astype(jnp.float32)
-    args, axes = (q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC), (2, 2, 2, 2, 1, None, 0)
+    args = (q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC, gain_BTH, skip_H)
+    axes = (2, 2, 2, 2, 1, None, 0, 2, 0)
     if G in (1, H):
         o_BTHE, state_BHCE = form(*args)
     else:
@@ -119,12 +122,11 @@ def _in_groups(form, q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_
     return o_BTHE.astype(q_BTGC.dtype), state_BHCE
 
 
-def _pieces(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, chunk: int, recompute: bool, kernel: dict | None):
-    """The chunked form, over pieces of a long text where there is no bonus, which would reach from one into the next.
-    kernel: its mesh and rules, None where groups are mapped, over which it is not spread."""
+def _pieces(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, chunk: int, recompute: bool):
+    """The chunked form, over pieces of a long text where there is no bonus, which would reach from one into the next."""
     T, largest = q.shape[1], max(q[:, 0].size, v[:, 0].size)
     if bonus_HC is None and in_half(q) and (log_a is None or log_a.ndim == 3):
-        run = _in_half(q, v, log_a, chunk, kernel)
+        run = functools.partial(_by_sums, size=min(max(chunk, UNIT), T))
     else:
         run = functools.partial(_chunked if bonus_HC is None else _lagging, size=min(chunk, 1 << (T - 1).bit_length()))
     size = piece(largest, T, chunk) if bonus_HC is None else T
@@ -132,18 +134,34 @@ def _pieces(q, k, v, log_a, state_BHCE, reset_BT, bonus_HC, chunk: int, recomput
     return in_pieces(ordered, (q, k, v, log_a, reset_BT), state_BHCE, size, recompute)
 
 
-def _in_half(q, v, log_a, chunk: int, kernel: dict | None):
-    """The form in 16-bit products: TPUs have a kernel for most shapes."""
-    if platform() == "tpu" and chunk <= UNIT and kernel is not None:
-        from jaxeff.ops.pallas import gated_linear as pallas
+def _kernel(q, v, log_a, chunk: int, recompute: bool, mesh, rules: Rules):
+    """The form in 16-bit products as TPUs have a kernel for, where it serves; over groups that are mapped it is not spread."""
+    if platform() != "tpu" or not in_half(q) or chunk > UNIT or q.shape[2] not in (1, v.shape[2]):
+        return None
+    from jaxeff.ops.pallas import gated_linear as pallas
 
-        if pallas.why_not(q, v, log_a) is None:
-            on_each_device = functools.partial(pallas.on_each_device, **kernel)
-            return lambda q, k, v, log_a, state, reset_BT, _: on_each_device(q, k, v, log_a, reset_BT, state)
-    return functools.partial(_by_sums, size=min(max(chunk, UNIT), v.shape[1]))
+    if pallas.why_not(q, v, log_a) is not None:
+        return None
+
+    def run(q, k, v, log_a, state, reset_BT, _, gain_BTH, skip_H):
+        return pallas.on_each_device(q, k, v, log_a, reset_BT, state, gain_BTH, skip_H, mesh=mesh, rules=rules)
+
+    return jax.checkpoint(run) if recompute else run
 
 
-def _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
+def _scaled(run):
+    """`run` of values times their gains, and with their own values times `skip` added."""
+
+    def form(q, k, v, log_a, state, reset_BT, bonus_HC, gain_BTH, skip_H):
+        v32 = v.astype(jnp.float32)
+        o, state = run(q, k, v if gain_BTH is None else gain_BTH[..., None] * v32, log_a, state, reset_BT, bonus_HC)
+        own = 0.0 if skip_H is None else skip_H.astype(jnp.float32)[None, None, :, None] * v32
+        return o + own, state
+
+    return form
+
+
+def _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC, gain_BTH, skip_H):
     for name, x in {"q": q_BTGC, "v": v_BTHE}.items():
         if x.ndim != 4:
             raise ValueError(f"gated_linear: {name} has shape {x.shape}, expected [batch, time, heads, channels]")
@@ -155,6 +173,8 @@ def _check(q_BTGC, k_BTGC, v_BTHE, log_a, state_BHCE, reset_BT, bonus_HC):
         "state": (state_BHCE, [(B, H, C, E)]),
         "reset": (reset_BT, [(B, T)]),
         "bonus": (bonus_HC, [(H, C)]),
+        "gain": (gain_BTH, [(B, T, H)]),
+        "skip": (skip_H, [(H,)]),
     }
     for name, (x, shapes) in expected.items():
         if x is not None and x.shape not in shapes:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from jaxeff.core.errors import UserError
 from jaxeff.core.sharding import islands
+from jaxeff.models.stack import REMAT
 from jaxeff.plan.chips import devices_of
 from jaxeff.plan.estimate import Estimate, plan
 from jaxeff.plan.program import Kind
@@ -20,7 +21,7 @@ def changes(experiment: Experiment, chips: int) -> Iterator[Changed]:
     spread = _mesh(chips, experiment.mesh.dcn_data * experiment.mesh.dcn_fsdp)
     if experiment.mesh != spread and experiment.data.batch_size % chips == 0:
         yield _spelled(spread), dataclasses.replace(experiment, mesh=spread)
-    order = ("none", "dots", "full")
+    order = tuple(REMAT)
     for remat in order[order.index(experiment.model.remat) + 1 :]:
         yield f"model.remat={remat}", _remat(experiment, remat)
     parts = experiment.train.accumulate * 2

@@ -483,3 +483,15 @@ def test_what_a_layer_computes_again_its_mixer_does_not_compute_once_more():
 
     assert checkpoints("none") == 2, "of the recurrence, and of the gate after it"
     assert checkpoints("full") == checkpoints("dots") == 1, "of the layer"
+
+
+def test_products_that_are_computed_again():
+    def products(remat: str) -> int:
+        lm = LM(17, 16, (Stage((Block(GQA(n_heads=2), MLP(d_hidden=32)),), 2),), remat=remat)
+        tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+        loss = lambda p, t: jnp.sum(lm.apply(p, t).y)  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(abstract(lm.specs()), tokens)).count("dot_general[")
+
+    assert products("narrow") == products("dots") + 2, "gate and up"
+    assert products("attention") == products("narrow") + 4, "q, k, v, o"
+    assert products("full") == products("attention") + 2, "attention's"

@@ -27,19 +27,28 @@ def arrays(H=2, keys=1, E=64, T=T, seed=0):
     return made | {"log_a": -jnp.asarray(r.uniform(0, 1, (B, T, H)), jnp.float32)}
 
 
-def by_kernel(q, k, v, log_a, state, reset_BT):
-    return kernel.by_kernel(q, k, v, log_a, reset_BT, state, interpret=True)
+def scales(H=2, T=T):
+    r = np.random.default_rng(5)
+    return {
+        "gain": jnp.asarray(r.uniform(0, 2, (B, T, H)), jnp.float32),
+        "skip": jnp.asarray(r.standard_normal(H), jnp.float32),
+    }
+
+
+def by_kernel(q, k, v, log_a, state, gain, skip, reset_BT):
+    return kernel.by_kernel(q, k, v, log_a, reset_BT, state, gain, skip, interpret=True)
 
 
 def by_scan(*arrays):
     *arrays, reset_BT = arrays
-    return gated_linear_reference(*(x if x is None else x.astype(jnp.float32) for x in arrays), reset_BT)
+    *arrays, gain, skip = (x if x is None else x.astype(jnp.float32) for x in arrays)
+    return gated_linear_reference(*arrays, reset_BT, gain_BTH=gain, skip_H=skip)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def values_and_gradients(form, a, reset_BT, weights):
     def scalar(a):
-        o, s = form(*(a.get(name) for name in ("q", "k", "v", "log_a", "state")), reset_BT)
+        o, s = form(*(a.get(name) for name in ("q", "k", "v", "log_a", "state", "gain", "skip")), reset_BT)
         return jnp.sum(o.astype(jnp.float32) * weights["v"].astype(jnp.float32)) + jnp.sum(s * weights["state"]), (o, s)
 
     (_, out), gradients = jax.value_and_grad(scalar, has_aux=True)(a)
@@ -75,6 +84,11 @@ def test_without_a_gate():
     compare(a)
 
 
+@pytest.mark.parametrize("names", [("gain", "skip"), ("gain",), ("skip",)], ids=str)
+def test_with_gains_and_skips(names):
+    compare(arrays() | {name: scales()[name] for name in names}, resets_at(9))
+
+
 @pytest.mark.parametrize("log_a", [-1e-3, -59.0, -jnp.inf])
 def test_with_weak_strong_and_zero_gates(log_a):
     a = arrays()
@@ -99,6 +113,7 @@ def test_on_each_device(sizes, keys):
     mesh = make_mesh(**sizes)
     a = jax.tree.map(lambda *x: jnp.concatenate(x), arrays(keys=keys), arrays(keys=keys, seed=1))
     arguments = [a[name].astype(jnp.float32) for name in ("q", "k", "v", "log_a")]
+    gain, skip = scales()["gain"].repeat(2, 0), scales()["skip"]
     state, reset_BT = a["state"], jnp.zeros((2, T), bool).at[:, [40, 130]].set(True)
 
     def rounded(form):
@@ -115,10 +130,13 @@ def test_on_each_device(sizes, keys):
 
     def of(form):
         def scalar(*x):
-            out = form(*x, reset_BT, state)
+            *x, gain, skip = x
+            out = form(*x, reset_BT, state, gain, skip)
             return sum(jnp.sum(jnp.sin(y.astype(jnp.float32))) for y in out), out
 
-        (_, out), gradients = jax.jit(jax.value_and_grad(scalar, (0, 1, 2, 3), has_aux=True))(*arguments)
+        (_, out), gradients = jax.jit(jax.value_and_grad(scalar, (0, 1, 2, 3, 4, 5), has_aux=True))(
+            *arguments, gain, skip
+        )
         return out, gradients
 
     expected, found = of(whole), of(within if "sequence" in sizes else split)
@@ -129,7 +147,7 @@ def test_on_each_device(sizes, keys):
 def test_the_op_takes_it_on_a_tpu(monkeypatch):
     calls = []
 
-    def spy(q, k, v, log_a, reset_BT, state, interpret):
+    def spy(q, k, v, log_a, reset_BT, state, gain, skip, interpret):
         calls.append(1)
         return v, state
 

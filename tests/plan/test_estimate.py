@@ -100,8 +100,8 @@ def experiment(**changes) -> Experiment:
 def test_what_is_tried_where_a_step_does_not_fit():
     tried = dict(search.changes(experiment(mesh=MeshShape(data=4)), chips=4))
     assert list(tried) == [
-        "mesh.fsdp=4", "model.remat=dots", "model.remat=full", "model.remat=full train.accumulate=2",
-        "model.remat=full train.accumulate=4",
+        "mesh.fsdp=4", "model.remat=dots", "model.remat=narrow", "model.remat=attention", "model.remat=full",
+        "model.remat=full train.accumulate=2", "model.remat=full train.accumulate=4",
     ]  # fmt: skip
     last = tried["model.remat=full train.accumulate=4"]
     assert (last.model.remat, last.train.accumulate, last.mesh.data) == ("full", 4, 4)

@@ -65,7 +65,7 @@ SETTABLE = {
     "model.tied": st.booleans(),
     "model.softcap": st.none() | st.floats(1, 100),
     "model.embed_scale": st.none() | st.just("sqrt") | st.floats(0.1, 100),
-    "model.remat": st.sampled_from(["none", "full", "dots"]),
+    "model.remat": st.sampled_from(["none", "dots", "narrow", "attention", "full"]),
     "model.max_positions": st.none() | st.integers(1, 10**9),
     "model.stages.0.pattern.0.mixer.window": st.none() | st.tuples(st.integers(0, 1000), st.just(0)),
     "model.stages.0.pattern.0.mixer.rope.base": st.floats(1, 1e9, exclude_min=True),

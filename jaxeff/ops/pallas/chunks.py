@@ -48,14 +48,15 @@ def why_not(q: jax.Array, v_BTHE: jax.Array, log_a: jax.Array | None, half, narr
 
 def on_each_device(run: Callable, arrays: tuple, kinds: tuple[str, ...], shape_BTH, mesh, rules: Rules):
     """`run(*arrays)`, which gives (o_BTHE, a state [B, H, ...]), by each device of the mesh for its rows and heads. kinds: of each
-    array "tokens" [B, T, H, ...], "rows" [B, ...], the same for all heads, or "state". Mosaic demands that all axes of the mesh
-    are manual: inside `jax.shard_map` over some, these are the others."""
+    array "tokens" [B, T, H, ...], "rows" [B, ...], the same for all heads, "heads" [H], or "state". Mosaic demands that all axes of
+    the mesh are manual: inside `jax.shard_map` over some, these are the others."""
     manual = set(jax.sharding.get_abstract_mesh().manual_axes)
     others = set(() if mesh is None or mesh.size == 1 else mesh.axis_names) - manual
     if not others:
         return run(*arrays)
     rows, _, heads = pspec(("batch", None, "heads"), shape_BTH, mesh, rules)
-    specs = dict(tokens=PartitionSpec(rows, None, heads), rows=PartitionSpec(rows), state=PartitionSpec(rows, heads))
+    specs = dict(tokens=PartitionSpec(rows, None, heads), rows=PartitionSpec(rows), heads=PartitionSpec(heads))
+    specs["state"] = PartitionSpec(rows, heads)
     spread = dict(in_specs=tuple(specs[kind] for kind in kinds), out_specs=(specs["tokens"], specs["state"]))
     return jax.shard_map(run, mesh=None if manual else mesh, **spread, axis_names=others, check_vma=False)(*arrays)
 
@@ -66,21 +67,25 @@ def heads_of_a_step(H: int, C: int, E: int, multiple: int = 1) -> int:
     return next(g for g in range(most, 0, -1) if H % g == 0 and g % multiple == 0)
 
 
-def gate_rows(log_a_BTH, reset_BT, shape_BTH, G: int, before: bool = False):
+def gate_rows(log_a_BTH, reset_BT, shape_BTH, G: int, before: bool = False, factors_BTH=()):
     """[B, H/G, N, R, I] in float32: for each of G heads the sum of log a from the chunk's start to the token, then the resets up to
     the token; zeros fill R to a multiple of 8. before: for each head also the sum to before the token, after the sums, and the
-    resets to before it, after the resets."""
+    resets to before it, after the resets. factors_BTH: further numbers of each head, after all these."""
     log_a_BTH = jnp.zeros(shape_BTH) if log_a_BTH is None else log_a_BTH
     log_a_BTH = jnp.maximum(log_a_BTH.astype(jnp.float32), WEAKEST)
-    sums = jnp.cumsum(cut(log_a_BTH, CHUNK), axis=2)
-    sums = sums.reshape(*sums.shape[:3], -1, G).transpose(0, 3, 1, 4, 2)
+
+    def by_step(x_BNIH):
+        return x_BNIH.reshape(*x_BNIH.shape[:3], -1, G).transpose(0, 3, 1, 4, 2)
+
+    sums = by_step(jnp.cumsum(cut(log_a_BTH, CHUNK), axis=2))
+    factors = [by_step(cut(x.astype(jnp.float32), CHUNK)) for x in factors_BTH]
     if reset_BT is None:
         resets = jnp.zeros((*sums.shape[:3], 1, CHUNK))
     else:
         resets = jnp.cumsum(cut(reset_BT.astype(jnp.float32), CHUNK), axis=-1)
         resets = jnp.broadcast_to(resets[:, None, :, None], (*sums.shape[:3], 1, CHUNK))
     lagged = lambda x: [jnp.pad(x[..., :-1], ((0, 0),) * 4 + ((1, 0),))] if before else []  # noqa: E731
-    rows = jnp.concatenate([sums, *lagged(sums), resets, *lagged(resets)], axis=-2)
+    rows = jnp.concatenate([sums, *lagged(sums), resets, *lagged(resets), *factors], axis=-2)
     return jnp.pad(rows, ((0, 0),) * 3 + ((0, -rows.shape[-2] % 8), (0, 0)))
 
 

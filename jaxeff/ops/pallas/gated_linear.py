@@ -39,7 +39,9 @@ def why_not(q_BTHC: jax.Array, v_BTHE: jax.Array, log_a: jax.Array | None) -> st
     return chunks.why_not(q_BTHC, v_BTHE, log_a, q_BTHC.dtype, NARROW)
 
 
-def by_kernel(q_BTHC, k_BTHC, v_BTHE, log_a_BTH, reset_BT, state_BHCE, *, interpret: bool = False):
+def by_kernel(
+    q_BTHC, k_BTHC, v_BTHE, log_a_BTH, reset_BT, state_BHCE, gain_BTH=None, skip_H=None, *, interpret: bool = False
+):
     """(o_BTHE in q's type, state [B, H, C, E] in float32); arguments as for `ops.gated_linear`, q and k of H heads or one.
     interpret: run on any machine, slowly."""
     (B, T, Q, C), (H, E), half = q_BTHC.shape, v_BTHE.shape[2:], q_BTHC.dtype
@@ -48,12 +50,21 @@ def by_kernel(q_BTHC, k_BTHC, v_BTHE, log_a_BTH, reset_BT, state_BHCE, *, interp
     q, k, v = (jnp.pad(x.astype(half), ((0, 0), (0, -T % CHUNK), (0, 0), (0, 0))) for x in (q_BTHC, k_BTHC, v_BTHE))
     q, k = (x.reshape(B, -1, Q * C) for x in (q, k))
     v = v.transpose(0, 2, 3, 1).reshape(B, H * E, -1)
-    rows = chunks.gate_rows(log_a_BTH, reset_BT, (B, T, H), G)
+    factors = _factors(gain_BTH, skip_H, (B, T, H))
+    rows = chunks.gate_rows(log_a_BTH, reset_BT, (B, T, H), G, factors_BTH=factors)
     state = state_BHCE.astype(jnp.float32).swapaxes(2, 3).reshape(B, H * E, C)
     with kernel_scope(_flops(q, v, E, C, G), LANES):
-        o, state = _recurrence(q, k, v, rows, state, E, interpret)
+        o, state = _recurrence(q, k, v, rows, state, E, bool(factors), interpret)
     o_BTHE = o.reshape(B, H, E, -1).transpose(0, 3, 1, 2)[:, :T]
     return o_BTHE, state.reshape(B, H, E, C).swapaxes(2, 3)
+
+
+def _factors(gain_BTH, skip_H, shape_BTH) -> tuple:
+    """(gain, skip) of each token, nothing where there is neither."""
+    if gain_BTH is None and skip_H is None:
+        return ()
+    gain_BTH = jnp.ones(shape_BTH) if gain_BTH is None else gain_BTH
+    return gain_BTH, jnp.broadcast_to(jnp.zeros(shape_BTH[2:]) if skip_H is None else skip_H, shape_BTH)
 
 
 def _flops(q, v, E: int, C: int, G: int) -> int:
@@ -66,17 +77,19 @@ def on_each_device(*arrays, mesh=None, rules: Rules = RULES, interpret: bool = F
     """`by_kernel(*arrays)` by each device of the mesh for its rows and heads; q and k that heads share are whole on each."""
     q_BTHC, _, v_BTHE, *_ = arrays
     keys = "rows" if q_BTHC.shape[2] < v_BTHE.shape[2] else "tokens"
-    kinds = (keys, keys, "tokens", "tokens", "rows", "state")
+    kinds = (keys, keys, "tokens", "tokens", "rows", "state", "tokens", "heads")[: len(arrays)]
     run = functools.partial(by_kernel, interpret=interpret)
     return chunks.on_each_device(run, arrays, kinds, v_BTHE.shape[:3], mesh, rules)
 
 
 class Step:
-    """A step's heads: which key and which rows are whose, and their gates. keys: how many q and k the step has, G or one."""
+    """A step's heads: which key and which rows are whose, their gates, gains and skips. keys: how many q and k the step has, G or
+    one. scaled: whether there are gains and skips."""
 
-    def __init__(self, rows_RI, keys: int, G: int, E: int):
+    def __init__(self, rows_RI, keys: int, G: int, E: int, scaled: bool):
         self.E, self.G, self.shared = E, G, keys == 1
         self.rows_RI, self.cols_JR = rows_RI, rows_RI.T
+        self.gain_RI, self.skip_RI = (rows_RI[n * G + 1 : (n + 1) * G + 1] if scaled else None for n in (1, 2))
         resets = rows_RI[G : G + 1]
         weight = lambda same, log: jnp.exp(jnp.where(same, log, NEVER))  # noqa: E731
         self.since_RI = weight(resets == 0, rows_RI)
@@ -105,6 +118,10 @@ class Step:
         """A factor of tokens, or of states, over a tile's channels: [R, I] -> [X, I]."""
         return jnp.concatenate([jnp.broadcast_to(x_RI[h : h + 1], (self.E, x_RI.shape[1])) for h in heads])
 
+    def scaled(self, x_XI, factor_RI, heads: range):
+        """x times a factor, if there is one."""
+        return x_XI if factor_RI is None else x_XI * self.spread(factor_RI, heads)
+
     def summed(self, x_XI, heads: range):
         """[1, I] of each head of a tile."""
         parts = [x_XI[p * self.E : (p + 1) * self.E] for p in range(len(heads))]
@@ -127,14 +144,14 @@ def _keys(x, keys: int):
     return [x[0, :, i * C : (i + 1) * C] for i in range(keys)]
 
 
-def _start(q, k, v, rows, E: int, keys: int):
+def _start(q, k, v, rows, E: int, keys: int, scaled: bool):
     """(step, [q], [k], [scores before decay, [J, I]])."""
     q, k = _keys(q, keys), _keys(k, keys)
-    step = Step(rows[0, 0, 0], keys, v.shape[1] // E, E)
+    step = Step(rows[0, 0, 0], keys, v.shape[1] // E, E, scaled)
     return step, q, k, [rows_by_rows(y, x) for x, y in zip(q, k, strict=True)]
 
 
-def _forward_kernel(q, k, v, rows, state, o, final, *entering, E: int, keys: int):
+def _forward_kernel(q, k, v, rows, state, o, final, *entering, E: int, keys: int, scaled: bool):
     """final's block stays where it is from chunk to chunk: it holds the state. entering: what the backward kernel reads."""
 
     @pl.when(pl.program_id(2) == 0)
@@ -143,53 +160,63 @@ def _forward_kernel(q, k, v, rows, state, o, final, *entering, E: int, keys: int
 
     for ref in entering:
         ref[0, 0] = final[0].astype(ref.dtype)
-    step, q, k, scores = _start(q, k, v, rows, E, keys)
+    step, q, k, scores = _start(q, k, v, rows, E, keys, scaled)
     kept_RC = jnp.broadcast_to(step.since_RI[:, -1:], (step.since_RI.shape[0], final.shape[2]))
     for heads in step.tiles():
         at = step.rows(heads)
-        values, S = v[0, at], final[0, at]
+        values, S = _wide(v[0, at]), final[0, at]
+        written = step.scaled(values, step.gain_RI, heads)
         weights = [scores[step.key(h)] * step.between(h) for h in heads]
-        own = jnp.concatenate([mul(values[p * E : (p + 1) * E], x) for p, x in enumerate(weights)])
+        own = jnp.concatenate([mul(written[p * E : (p + 1) * E], x) for p, x in enumerate(weights)])
         read = step.by_key(lambda i, x: rows_by_rows(x, q[i]), S, heads)
+        own = own if not scaled else own + step.scaled(values, step.skip_RI, heads)
         o[0, at] = (own + step.spread(step.since_RI, heads) * read).astype(o.dtype)
-        kept = _wide(values) * step.spread(step.until_RI, heads)
+        kept = written * step.spread(step.until_RI, heads)
         final[0, at] = step.spread(kept_RC, heads) * S + step.by_key(lambda i, x: mul(x, k[i]), kept, heads)
 
 
-def _backward_kernel(q, k, v, rows, entering, do, dfinal, dq, dk, dv, drows, dstate, *, E: int, keys: int):
+def _backward_kernel(
+    q, k, v, rows, entering, do, dfinal, dq, dk, dv, drows, dstate, *, E: int, keys: int, scaled: bool
+):
     @pl.when(pl.program_id(2) == 0)
     def _():
         dstate[...] = dfinal[...]
 
-    step, q, k, scores = _start(q, k, v, rows, E, keys)
+    step, q, k, scores = _start(q, k, v, rows, E, keys, scaled)
     kept_RC = jnp.broadcast_to(step.since_RI[:, -1:], (step.since_RI.shape[0], dstate.shape[2]))
     dscores, dqs, dks = ([0.0] * keys for _ in range(3))
-    dsums, of_j, ended, states = [], [], [], []
+    dsums, of_j, ended, states, dgains, dskips = [], [], [], [], [], []
     for heads in step.tiles():
         at = step.rows(heads)
-        values, S, out, dS = v[0, at], entering[0, 0, at], do[0, at], dstate[0, at]
+        values, S, out, dS = _wide(v[0, at]), entering[0, 0, at], do[0, at], dstate[0, at]
+        written = step.scaled(values, step.gain_RI, heads)
         until, kept = step.spread(step.until_RI, heads), step.spread(kept_RC, heads)
         read = step.by_key(lambda i, x: rows_by_rows(x, q[i]), S, heads)
         gained = until * step.by_key(lambda i, x: rows_by_rows(x, k[i]), dS, heads)
-        dread, scaled = step.spread(step.since_RI, heads) * _wide(out), until * _wide(values)
-        of_reading, of_gaining = step.summed(dread * read, heads), step.summed(_wide(values) * gained, heads)
+        dread, added = step.spread(step.since_RI, heads) * _wide(out), until * written
+        of_reading, of_gaining = step.summed(dread * read, heads), step.summed(written * gained, heads)
         ended += of_gaining
         states += step.summed(kept * dS * _wide(S), heads)
         seen = []
         for p, h in enumerate(heads):
             between, i, part = step.between(h), step.key(h), slice(p * E, (p + 1) * E)
-            weights, dweights = scores[i] * between, cols_by_cols(values[part], out[part])
+            weights, dweights = scores[i] * between, cols_by_cols(written[part], out[part])
             seen.append(rows_by_rows(out[part], weights))
             dscores[i] += dweights * between
             of_gate = (dweights * weights).astype(jnp.bfloat16)  # rounded once: what both sums hold cancels
             of_j.append(rows_by_rows(jnp.ones((16, CHUNK)), of_gate)[:1])
             dsums.append(jnp.sum(_wide(of_gate), axis=0, keepdims=True) + of_reading[p] - of_gaining[p])
             if not step.shared:
-                dqs[h], dks[h] = cols_by_cols(dread[part], S[part]), cols_by_cols(scaled[part], dS[part])
+                dqs[h], dks[h] = cols_by_cols(dread[part], S[part]), cols_by_cols(added[part], dS[part])
         if step.shared:
             dqs[0] += cols_by_cols(dread, S)
-            dks[0] += cols_by_cols(scaled, dS)
-        dv[0, at] = (jnp.concatenate(seen) + gained).astype(dv.dtype)
+            dks[0] += cols_by_cols(added, dS)
+        dwritten = jnp.concatenate(seen) + gained
+        if scaled:
+            dgains += step.summed(values * dwritten, heads)
+            dskips += step.summed(values * _wide(out), heads)
+            dwritten = step.scaled(dwritten, step.gain_RI, heads) + step.scaled(_wide(out), step.skip_RI, heads)
+        dv[0, at] = dwritten.astype(dv.dtype)
         dstate[0, at] = kept * dS + step.by_key(lambda i, x: mul(x, q[i]), dread, heads)
     for ref, of_states, f, xs in ((dq, dqs, cols_by_cols, k), (dk, dks, mul, q)):
         found = [x + f(dscore, y) for x, dscore, y in zip(of_states, dscores, xs, strict=True)]
@@ -197,7 +224,9 @@ def _backward_kernel(q, k, v, rows, entering, do, dfinal, dq, dk, dv, drows, dst
     along = lambda rows: jnp.sum(jnp.concatenate(rows), axis=1, keepdims=True)  # noqa: E731
     dsums = jnp.concatenate(dsums) - jnp.concatenate(of_j)
     dsums = dsums + jnp.where(places(1, dsums.shape) == CHUNK - 1, along(ended) + along(states), 0.0)
-    drows[0, 0, 0] = jnp.concatenate([dsums, jnp.zeros((drows.shape[-2] - step.G, CHUNK))])
+    found = [dsums, jnp.zeros((1, CHUNK)), *dgains, *dskips]
+    filled = jnp.zeros((drows.shape[-2] - sum(len(x) for x in found), CHUNK))
+    drows[0, 0, 0] = jnp.concatenate([*found, filled])
 
 
 class Layout:
@@ -218,27 +247,27 @@ class Layout:
         self.state = Block((B, HE, C), (1, G * E, C), lambda b, h, n: (b, h, 0))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _recurrence(q, k, v, rows, state, E: int, interpret: bool):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _recurrence(q, k, v, rows, state, E: int, scaled: bool, interpret: bool):
     """(o [B, H E, T], state [B, H E, C])."""
-    return _forward(q, k, v, rows, state, E, interpret, keep=False)
+    return _forward(q, k, v, rows, state, E, scaled, interpret, keep=False)
 
 
-def _forward(q, k, v, rows, state, E: int, interpret: bool, keep: bool):
+def _forward(q, k, v, rows, state, E: int, scaled: bool, interpret: bool, keep: bool):
     """(o, state), and where `keep` the entering states."""
     at = Layout(q, v, rows, state, E, backward=False)
     inputs = [(q, at.keys), (k, at.keys), (v, at.values), (rows, at.rows), (state, at.state)]
     outputs = [(at.values, v.dtype), (at.state, jnp.float32)] + [(at.states, v.dtype)] * keep
-    kernel = functools.partial(_forward_kernel, E=E, keys=at.keys_of_a_step)
+    kernel = functools.partial(_forward_kernel, E=E, keys=at.keys_of_a_step, scaled=scaled)
     return tuple(chunks.call(kernel, at.grid, inputs, outputs, interpret))
 
 
-def _recurrence_forward(q, k, v, rows, state, E, interpret):
-    o, state, entering = _forward(q, k, v, rows, state, E, interpret, keep=True)
+def _recurrence_forward(q, k, v, rows, state, E, scaled, interpret):
+    o, state, entering = _forward(q, k, v, rows, state, E, scaled, interpret, keep=True)
     return (o, state), (q, k, v, rows, entering)
 
 
-def _recurrence_backward(E, interpret, residuals, gradients):
+def _recurrence_backward(E, scaled, interpret, residuals, gradients):
     (q, k, v, rows, entering), (do, dfinal) = residuals, gradients
     at = Layout(q, v, rows, dfinal, E, backward=True)
     inputs = [(q, at.keys), (k, at.keys), (v, at.values), (rows, at.rows)]
@@ -246,7 +275,7 @@ def _recurrence_backward(E, interpret, residuals, gradients):
     shared = q.shape[-1] == dfinal.shape[-1]
     of_keys = (at.of_groups, jnp.float32) if shared else (at.keys, q.dtype)
     outputs = [of_keys, of_keys, (at.values, v.dtype), (at.rows, jnp.float32), (at.state, jnp.float32)]
-    kernel = functools.partial(_backward_kernel, E=E, keys=at.keys_of_a_step)
+    kernel = functools.partial(_backward_kernel, E=E, keys=at.keys_of_a_step, scaled=scaled)
     flops = int(
         BACKWARD * _flops(q, v, E, dfinal.shape[-1], chunks.heads_of_a_step(v.shape[1] // E, dfinal.shape[-1], E))
     )
