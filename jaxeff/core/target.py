@@ -13,6 +13,9 @@ from jaxeff.core.errors import nearest
 
 PLATFORMS = ("cpu", "gpu", "tpu", "any")  # any: plain forms alone, which run wherever they are put
 WINDOWS = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+SCOPED = "xla_tpu_scoped_vmem_limit_kib"
+V5E = ("TPU v5 lite", "TPU v5e")
+BESIDE = ("xla_enable_async_all_reduce", "xla_tpu_enable_async_collective_fusion_fuse_all_reduce")
 _TARGET = jax.make_user_context(default_value=None)
 
 
@@ -26,8 +29,14 @@ def compiler_options(mesh) -> dict[str, str] | None:
 
     A product with a weight that is cut along its inputs (fsdp) would become a product in windows on a TPU: as many small products
     as there are chips, each smaller than the matrix units like. One gather of the weight, begun before it is needed, is quicker.
+    An operation may use more vector memory than a sixth of it, so that products go in tiles that matrix units like also where
+    something elementwise is fused with them. On a v5e sums over chips go on beside other work; the compiler does not stand by that
+    on other kinds.
     """
-    return {WINDOWS: "1000000"} if mesh.devices.flat[0].platform == "tpu" else None
+    device = mesh.devices.flat[0]
+    if device.platform != "tpu":
+        return None
+    return {WINDOWS: "1000000", SCOPED: "32768"} | dict.fromkeys(BESIDE if device.device_kind in V5E else (), "true")
 
 
 def kernel_scope(flops: int, width: int, cycles: int = 0):

@@ -94,7 +94,7 @@ def _bar(shares: dict[str, float], order: Sequence[str]) -> str:
     """Shares of one whole, those that can be seen, as pieces of a bar in a fixed order, so that two pages can be compared."""
     names = [name for name in order if shares.get(name, 0) >= VISIBLE]
     fill = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)} | {
-        WAITING: "var(--mark)",
+        WAITING: "var(--ink)",
         COPIES: "var(--soft)",
     }
     said = {name: f"{_(name)} {shares[name]:.1%}" for name in names}

@@ -6,7 +6,9 @@ B batch, T time.
 import contextlib
 import math
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -64,11 +66,11 @@ def program(experiment: Experiment, mesh, kind: Kind = "train") -> Program:
 
 
 def compile(made: Program) -> Compiled:
-    """Compiles it. Raises DoesNotFit where the chip's memory is too small, UserError where the result cannot be read."""
+    """Compiles it. Raises DoesNotFit where the chip's memory is too small."""
     start = time.perf_counter()
     try:
         with whole_stacks():
-            compiled = made.traced.lower(lowering_platforms=("tpu",)).compile()
+            compiled, text = _compiled(made.traced.lower(lowering_platforms=("tpu",)))
     except jax.errors.JaxRuntimeError as error:
         found = next((match for form in TOO_LARGE if (match := re.search(form, str(error)))), None)
         if found is None:
@@ -82,19 +84,17 @@ def compile(made: Program) -> Compiled:
         "program": compiled.memory_analysis().generated_code_size_in_bytes,
     }
     held = made.held | own
-    return Compiled(_text(compiled, sum(held.values())), held, seconds)
+    return Compiled(text, held, seconds)
 
 
-def _text(compiled, used: int) -> str:
-    """The optimised module. Raises UserError where the library cannot write its own module down."""
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"it fits, with {used / 2**30:.2f} GiB a chip, but how long it takes is not known: this libtpu cannot write down what"
-            f" it compiled ({reason[:120]}); another version, another batch or model.remat may do"
-        ) from None
+def _compiled(lowered) -> tuple[Any, str]:
+    """(the executable, the text of its module as the compiler itself writes it): what it hands over JAX cannot always read."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        written = list(Path(folder).rglob("*.after_codegen.txt"))
+        if not written:
+            return compiled, compiled.as_text()
+        return compiled, max(written, key=lambda path: path.stat().st_size).read_text()
 
 
 TOO_LARGE = (  # as the compiler says it: needed, there

@@ -9,10 +9,10 @@ after the other fill the matrix units' rows, and factors of tokens are rows. So 
 
 The backward kernel goes from the last chunk to the first and reads again the states that entered chunks.
 
-The compiler's schedule for a v5e, B 4, T 2048, H 64, C 128, E 64, q and k shared: a step of 16 heads is 1701 cycles forward and
-4580 backward, 0.29 and 0.78 ms of all 256 steps at 1.5 GHz, of which matrix units multiply 0.14 and 0.38; arguments and results
-meanwhile keep main memory busy for 0.25 and 0.37. With these times the recurrence of a Mamba-2 layer of these sizes (D 2048, made
-again in the backward pass) is planned to take 2.8 ms, by `_by_sums` 11.1. `ops.pallas.chunks` says how to count again.
+The compiler's schedule for a v5e, B 4, T 2048, H 64, C 128, E 64, q and k shared, with gains and skips: a step of 16 heads is 1791
+cycles forward and 4773 backward, 0.31 and 0.81 ms of all 256 steps at 1.5 GHz, of which matrix units multiply 0.14 and 0.38;
+arguments and results meanwhile keep main memory busy for 0.25 and 0.37. Without gains and skips it is 1687 and 4595, but the
+passes over values that they save a Mamba-2 layer take 2.1 ms. `ops.pallas.chunks` says how to count again.
 
 B batch, T time, H heads, G heads of a step, P heads of a tile, whose rows go through the matrix unit together, C key dim, E value
 dim, X = P E, N chunks, I and J times within a chunk, R rows of numbers that tokens have beside their vectors.
@@ -31,6 +31,7 @@ from jaxeff.ops.pallas.chunks import CHUNK, LANES, NEVER, Block, cols_by_cols, m
 
 NARROW = 64  # the value dim below 128 that is worth it
 TILE = 128  # rows of a tile, at most
+CYCLES = 17e-6  # for a FLOP of products, by the schedule
 BACKWARD = 2.7  # what the backward kernel multiplies over what the forward one does, by the schedule
 
 
@@ -53,7 +54,7 @@ def by_kernel(
     factors = _factors(gain_BTH, skip_H, (B, T, H))
     rows = chunks.gate_rows(log_a_BTH, reset_BT, (B, T, H), G, factors_BTH=factors)
     state = state_BHCE.astype(jnp.float32).swapaxes(2, 3).reshape(B, H * E, C)
-    with kernel_scope(_flops(q, v, E, C, G), LANES):
+    with _told(_flops(q, v, E, C, G)):
         o, state = _recurrence(q, k, v, rows, state, E, bool(factors), interpret)
     o_BTHE = o.reshape(B, H, E, -1).transpose(0, 3, 1, 2)[:, :T]
     return o_BTHE, state.reshape(B, H, E, C).swapaxes(2, 3)
@@ -71,6 +72,11 @@ def _flops(q, v, E: int, C: int, G: int) -> int:
     """Of the forward kernel's products, for q [B, T, Q C] and v [B, H E, T]."""
     (B, HE, T), heads, keys = v.shape, v.shape[1] // E, q.shape[-1] // C
     return 2 * B * T * ((CHUNK + 2 * C) * HE + (heads // G if keys < heads else heads) * CHUNK * C)
+
+
+def _told(flops: int):
+    """The context of a kernel's call."""
+    return kernel_scope(flops, LANES, int(CYCLES * flops))
 
 
 def on_each_device(*arrays, mesh=None, rules: Rules = RULES, interpret: bool = False):
@@ -279,7 +285,7 @@ def _recurrence_backward(E, scaled, interpret, residuals, gradients):
     flops = int(
         BACKWARD * _flops(q, v, E, dfinal.shape[-1], chunks.heads_of_a_step(v.shape[1] // E, dfinal.shape[-1], E))
     )
-    with kernel_scope(flops, LANES):
+    with _told(flops):
         dq, dk, *others = chunks.call(kernel, at.grid, inputs, outputs, interpret)
     if shared:
         dq, dk = (x.sum(1).astype(q.dtype) for x in (dq, dk))
