@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxeff.bench.peer import Peer
 from jaxeff.bench.record import record
 from jaxeff.core.errors import UserError, lookup
+from jaxeff.core.target import WINDOWS, tpu_options
 from jaxeff.mixers import GQA, MLP
 from jaxeff.mixers.base import bind
 from jaxeff.mixers.heads import head_count, head_width
@@ -26,14 +27,15 @@ from jaxeff.train.config_file import load
 from jaxeff.train.experiment import Experiment
 
 GIB = 2**30
-# Compiler flags of MaxText's own lists, for v5e; `whole` is its DISABLE_COLLECTIVE_MATMUL besides.
+# Compiler flags of MaxText's own lists, for v5e; `whole` is its DISABLE_COLLECTIVE_MATMUL besides, `ours` what our step has.
 V5E = (
     "--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true"
     " --xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true"
     " --xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true"
     " --xla_enable_async_all_gather=true"
 )
-FLAGS = {"none": "", "v5e": V5E, "whole": V5E + " --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"}
+OURS = "".join(f" --{name}={value}" for name, value in tpu_options("TPU v5e").items())
+FLAGS = {"none": "", "v5e": V5E, "whole": V5E + f" --{WINDOWS}=1000000", "ours": V5E + OURS}
 
 
 def maxtext(

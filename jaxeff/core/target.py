@@ -25,18 +25,21 @@ def platform() -> str:
 
 
 def compiler_options(mesh) -> dict[str, str] | None:
-    """How programs for the devices of a mesh are compiled, in XLA's names, None for as they come.
-
-    A product with a weight that is cut along its inputs (fsdp) would become a product in windows on a TPU: as many small products
-    as there are chips, each smaller than the matrix units like. One gather of the weight, begun before it is needed, is quicker.
-    An operation may use more vector memory than a sixth of it, so that products go in tiles that matrix units like also where
-    something elementwise is fused with them. On a v5e sums over chips go on beside other work; the compiler does not stand by that
-    on other kinds.
-    """
+    """How programs for the devices of a mesh are compiled, in XLA's names, None for as they come."""
     device = mesh.devices.flat[0]
-    if device.platform != "tpu":
-        return None
-    return {WINDOWS: "1000000", SCOPED: "32768"} | dict.fromkeys(BESIDE if device.device_kind in V5E else (), "true")
+    return tpu_options(device.device_kind) if device.platform == "tpu" else None
+
+
+def tpu_options(device_kind: str) -> dict[str, str]:
+    """How programs for a kind of TPU, as JAX names it, are compiled.
+
+    A product with a weight that is cut along its inputs (fsdp) would become a product in windows: as many small products as there
+    are chips, each smaller than matrix units like. One gather of the weight, begun before it is needed, is quicker. An operation
+    may use twice the usual 16 MiB of vector memory: products have tiles that matrix units like also where something elementwise is
+    fused with them. On a v5e sums over chips go on beside other work; the compiler does not stand by that on other kinds.
+    """
+    beside = BESIDE if device_kind in V5E else ()
+    return {WINDOWS: "1000000", SCOPED: "32768"} | dict.fromkeys(beside, "true")
 
 
 def kernel_scope(flops: int, width: int, cycles: int = 0):
