@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 import jaxeff
-from jaxeff.core.sharding import MESH_AXES
-from jaxeff.core.target import lowering_for, platform
+from jaxeff.core.sharding import MESH_AXES, make_mesh
+from jaxeff.core.target import BESIDE, SCOPED, WINDOWS, compiler_options, lowering_for, platform, tpu_options
 from jaxeff.mixers import GQA
 from jaxeff.mixers.base import Ctx
 from jaxeff.ops.attention import attention
@@ -75,3 +75,10 @@ def test_the_target_ends_with_its_block():
 def test_unknown_platform():
     with pytest.raises(ValueError, match="no platform is called 'cuda'"), lowering_for("cuda"):
         pass
+
+
+def test_options_of_the_compiler_are_a_kind_of_tpus():
+    """Sums beside other work are refused by the compiler for other kinds than v5e."""
+    assert compiler_options(make_mesh()) is None
+    assert set(tpu_options("TPU v5p")) == set(tpu_options("TPU v6 lite")) == {WINDOWS, SCOPED}
+    assert set(tpu_options("TPU v5 lite")) == {WINDOWS, SCOPED, *BESIDE}
