@@ -15,6 +15,7 @@ from jaxeff.bench.recurrences import recurrences
 from jaxeff.bench.running import checkpoint, data
 from jaxeff.bench.startup import compile_time, import_time
 from jaxeff.bench.tpu import published, tpu, tpu_transforms
+from jaxeff.bench.tpu_loss import tpu_loss
 from jaxeff.bench.training import train
 from jaxeff.bench.transforms import transforms
 from jaxeff.core.errors import UserError, lookup
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[..., dict]] = {
     "recurrences": recurrences,
     "transforms": transforms,
     "tpu": tpu,
+    "tpu-loss": tpu_loss,
     "tpu-transforms": tpu_transforms,
     "published": published,
     "maxtext": maxtext,

@@ -60,7 +60,8 @@ class Causal:
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
             softcap=model.softcap,
-            devices=1 if ctx.mesh is None else ctx.mesh.size,
+            mesh=ctx.mesh,
+            rules=ctx.rules,
         )
         n = told["n_targets"]
         sums = {"loss": Sum(loss_sum, n), "nll": Sum(told["nll_sum"], n), "accuracy": Sum(told["correct_sum"], n)}

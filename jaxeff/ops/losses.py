@@ -1,36 +1,36 @@
 """Cross entropy of a language model's head, in chunks of tokens: [B, T, V] logits are never held.
 
-Their gradients are, in x's type, where they are few chunks and the program is not for a CPU (`KEPT`).
+    z = softcap(x W^T), and of each token the loss of `ops.token_loss`
 
-    z = softcap(x W^T)    loss = logsumexp(z) - (1 - e) z_target - e mean(z) + zeta logsumexp(z)^2
+B batch, T time, D model, V vocabulary, N chunks, P tokens of a chunk in each row, S parts of the time axis.
 
-with label smoothing e (Szegedy et al. 2016) and z-loss zeta (Chowdhery et al. 2022, PaLM, section 5).
-
-B batch, T time, D model, V vocabulary, N chunks, P tokens of a chunk in each row.
-
-The gradients are computed along with the loss, chunk by chunk, since the loss is a sum and its cotangent a scalar: one
-product with the head forward and two for the gradients, where computing the logits again would take a fourth. A chunk takes
-every N-th token of a row, so that the batch and the time axis stay spread over a mesh as they were.
+The gradients are computed along with the loss, chunk by chunk, since the loss is a sum and its cotangent a scalar: one product with
+the head forward and two for the gradients, where computing the logits again would take a fourth.
 """
 
 import functools
+import math
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxeff.core.sharding import RULES, Rules
 from jaxeff.core.target import platform
 from jaxeff.core.tree import combine, partition
 from jaxeff.core.weight import einsum, is_weight
+from jaxeff.ops import token_loss
+from jaxeff.ops.token_loss import Sums, Terms, Told
 
 # float32 logits of a chunk on one device, about. On a CPU they stay in its cache; elsewhere the head is read, its gradient added up
 # and, where the head is spread over devices, sent once a chunk, so that a few large ones are best: 512 MB.
 LOGITS = {"cpu": 2**22}
 LARGE = 2**27
-# Of so few chunks the gradients of the logits are kept, in x's dtype, and the head's is one product at the end, in x's dtype like
-# other weights' gradients: devices send their partial sums once. At most 1 GB a device in 16 bits.
-KEPT = 4
+# So few chunks are written one after the other, and the head's gradient is in x's dtype like other weights', so that XLA sends the
+# sums of devices once. Until then it holds, in 16 bits, a product of each chunk, 1 GB at most together, or with larger heads the
+# gradients of all logits, 1 GB at most, and a copy of them side by side.
+FEW, SMALL = 4, 2**29
 F32 = {"preferred_element_type": jnp.float32}
 
 
@@ -45,7 +45,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     chunk: int | None = None,
-    devices: int = 1,
+    mesh=None,
+    rules: Rules = RULES,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss_sum, aux): the objective summed over tokens with the weights `mask_BT`, in nats, float32.
 
@@ -53,8 +54,8 @@ def cross_entropy(
     outside of it. Logits are its product with x in x's dtype, summed in float32. aux, not differentiated: `nll_sum`, the negative
     log-likelihood alone (loss_sum without smoothing and z-loss), `correct_sum`, the weight of the tokens whose target is the
     likeliest (or one of them), and `n_targets`, the sum of the mask.
-    chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits on each of `devices`, over
-    which x is spread, and 128 million where the program is not for a CPU.
+    chunk: tokens of a row taken at once, by default so many that a chunk has about 4 million logits on each device, and at most 128
+    million where the program is not for a CPU. mesh, rules: how x is spread over devices, see `core.sharding`.
 
     Raises ValueError for shapes that do not fit.
     """
@@ -65,8 +66,8 @@ def cross_entropy(
     if not is_weight(head) and (head.ndim != 2 or head.shape[axes.index("d")] != x_BTD.shape[2]):
         raise ValueError(f"cross_entropy: a head of shape {head.shape} does not fit hidden states {x_BTD.shape}")
     vocabulary = jax.eval_shape(functools.partial(logits, axes=axes), x_BTD[:, :1], head).shape[-1]
-    n = chunks(x_BTD.shape[:2], vocabulary, chunk, devices)
-    options = Options(n, axes, z_loss, label_smoothing, softcap)
+    n = chunks(x_BTD.shape[:2], vocabulary, chunk, 1 if mesh is None else mesh.size)
+    options = Options(n, axes, Terms(z_loss, label_smoothing, softcap), mesh, rules)
     mask_BT = mask_BT.astype(jnp.float32)
     loss_sum, *told = summed(x_BTD, head, targets_BT, mask_BT, options)
     nll_sum, correct_sum = map(jax.lax.stop_gradient, told)
@@ -94,18 +95,53 @@ def cross_entropy_reference(
 
 
 def chunks(shape_BT: tuple[int, int], vocabulary: int, chunk: int | None, devices: int = 1) -> int:
-    """N, the number of chunks."""
+    """N, the number of chunks; by default a power of two away from CPUs, so that chunks are as even as lengths mostly are."""
     b, t = shape_BT
-    if chunk is None:
-        chunk = max(16, LOGITS.get(platform(), LARGE) * devices // (b * vocabulary))
-    return -(-t // max(1, chunk))
+    if chunk is not None:
+        return -(-t // max(1, chunk))
+    n = -(-t // max(16, LOGITS.get(platform(), LARGE) * devices // (b * vocabulary)))
+    return n if platform() == "cpu" else 2 ** math.ceil(math.log2(n))
+
+
+class Options(NamedTuple):
+    """What is static about a call: number of chunks, order of the head's axes, settings of the loss, and how x is spread."""
+
+    n: int
+    axes: str
+    terms: Terms
+    mesh: jax.sharding.Mesh | None
+    rules: Rules
+
+    @property
+    def s(self) -> int:
+        """S: a device has whole parts."""
+        sizes = {} if self.mesh is None else self.mesh.shape
+        return math.prod(sizes.get(axis, 1) for axis in self.rules.of_axis("time"))
+
+
+def cut(x_BT, n: int, s: int):
+    """[B, T, ...] -> [B, S, N, P / S, ...]: chunk i holds the i-th piece of each part; T is padded with zeros."""
+    _, t, *rest = x_BT.shape
+    x = jnp.pad(x_BT, ((0, 0), (0, -t % (n * s)), *((0, 0) for _ in rest)))
+    return rearrange(x, "b (s n p) ... -> b s n p ...", s=s, n=n)
+
+
+def pieces(x_BT, options: Options) -> list:
+    """N chunks [B, P, ...] of whole pieces of each device's time."""
+    x = cut(x_BT, options.n, options.s)
+    return [rearrange(x[:, :, i], "b s p ... -> b (s p) ...") for i in range(options.n)]
+
+
+def joined(xs_BP: list, t: int, options: Options):
+    """The inverse of `pieces`."""
+    x = jnp.stack([rearrange(x, "b (s p) ... -> b s p ...", s=options.s) for x in xs_BP], axis=2)
+    return rearrange(x, "b s n p ... -> b (s n p) ...")[:, :t]
 
 
 def split(x_BT, n: int):
-    """[B, T, ...] -> [N, B, P, ...]: chunk i holds the tokens i, N + i, 2 N + i ...; T is padded with zeros."""
-    _, t, *rest = x_BT.shape
-    x = jnp.pad(x_BT, ((0, 0), (0, -t % n), *((0, 0) for _ in rest)))
-    return rearrange(x, "b (p n) ... -> n b p ...", n=n)
+    """[B, T, ...] -> [N, B, P, ...]: chunk i holds the tokens i, N + i, 2 N + i ..., so that the time axis stays spread over a mesh
+    as it was; T is padded with zeros."""
+    return rearrange(cut(x_BT, n, -(-x_BT.shape[1] // n)), "b p n 1 ... -> n b p ...")
 
 
 def unsplit(x_NBP, t: int):
@@ -121,58 +157,57 @@ def over_chunks(body, carry, arrays, n: int):
     return carry, jax.tree.map(lambda y: y[None], ys)
 
 
-class Options(NamedTuple):
-    """What is static about a call: number of chunks, order of the head's axes, and the settings of the loss."""
-
-    n: int
-    axes: str
-    z_loss: float
-    smoothing: float
-    softcap: float | None
-
-
 class Tokens(NamedTuple):
-    """Of the tokens of a chunk: logits z [B, P, V], the soft cap's derivative there (None without one), where the target is,
-    and [B, P] log of the softmax's denominator, negative log-likelihood, loss, and whether the target is the likeliest."""
+    """Of the tokens of a chunk: logits z [B, P, V], the soft cap's derivative there (None without one), where the target is, log
+    of the softmax's denominator [B, P], and what is told of each."""
 
     z: jax.Array
     slope: jax.Array | None
     is_target: jax.Array
     lse: jax.Array
-    nll: jax.Array
-    loss: jax.Array
-    correct: jax.Array
+    told: Told
 
 
 def logits(x_BPD, head, axes: str) -> jax.Array:
-    """float32 [B, P, V]."""
+    """float32 [B, P, V], before the soft cap."""
     return einsum(f"bpd,{axes}->bpv", x_BPD, head, jnp.float32)
 
 
-def tokens(x_BPD, head, targets_BP, options: Options) -> Tokens:
+def tokens(y_BPV, targets_BP, terms: Terms) -> Tokens:
     """See `Tokens`."""
-    z_BPV, slope_BPV = logits(x_BPD, head, options.axes), None
-    if options.softcap is not None:
-        tanh_BPV = jnp.tanh(z_BPV * (1 / options.softcap))
-        z_BPV, slope_BPV = options.softcap * tanh_BPV, 1 - tanh_BPV * tanh_BPV
+    z_BPV, slope_BPV = token_loss.capped(y_BPV, terms)
     top_BP1 = jnp.max(z_BPV, axis=-1, keepdims=True)
-    lse_BP = top_BP1[..., 0] + jnp.log(jnp.sum(jnp.exp(z_BPV - top_BP1), axis=-1))
+    exp_BP = jnp.sum(jnp.exp(z_BPV - top_BP1), axis=-1)
     # A comparison, not a gather: it fuses, and a vocabulary that is spread over devices stays so.
     is_target_BPV = jnp.arange(z_BPV.shape[-1], dtype=targets_BP.dtype)[None, None] == targets_BP[:, :, None]
     z_target_BP = jnp.sum(jnp.where(is_target_BPV, z_BPV, 0.0), axis=-1)
-    nll_BP = lse_BP - z_target_BP
-    loss_BP = nll_BP
-    if options.smoothing:
-        loss_BP = (1 - options.smoothing) * nll_BP + options.smoothing * (lse_BP - jnp.mean(z_BPV, axis=-1))
-    if options.z_loss:
-        loss_BP = loss_BP + options.z_loss * lse_BP**2
-    correct_BP = (z_target_BP >= top_BP1[..., 0]).astype(jnp.float32)
-    return Tokens(z_BPV, slope_BPV, is_target_BPV, lse_BP, nll_BP, loss_BP, correct_BP)
+    mean_BP = jnp.mean(z_BPV, axis=-1) if terms.smoothing else None
+    told, lse_BP = token_loss.loss(Sums(top_BP1[..., 0], exp_BP, z_target_BP, mean_BP), terms)
+    return Tokens(z_BPV, slope_BPV, is_target_BPV, lse_BP, told)
 
 
-def sums(t: Tokens, mask_BP) -> jax.Array:
+def tokens_and_gradient(y_BPV, targets_BP, mask_BP, terms: Terms, half) -> tuple[Told, jax.Array]:
+    """(what is told of tokens, gradient of the logits before the soft cap, in type `half`)."""
+    t = tokens(y_BPV, targets_BP, terms)
+    lse_BP1, mask_BP1 = t.lse[:, :, None], mask_BP[:, :, None]
+    dy_BPV = token_loss.gradient(t.z, t.slope, t.is_target, lse_BP1, mask_BP1, t.z.shape[-1], terms)
+    return t.told, dy_BPV.astype(half)
+
+
+def in_one_pass(y_BPV, targets_BP, mask_BP, options: Options, half) -> tuple[Told, jax.Array]:
+    """The same by a kernel, where it can serve the call."""
+    if platform() == "tpu":
+        from jaxeff.ops.pallas import token_loss as kernel
+
+        spread = options.mesh, options.rules
+        if kernel.why_not(y_BPV.shape, half, *spread) is None:
+            return kernel.on_each_device(y_BPV, targets_BP, mask_BP, options.terms, *spread)
+    return tokens_and_gradient(y_BPV, targets_BP, mask_BP, options.terms, half)
+
+
+def sums(told: Told, mask_BP) -> jax.Array:
     """[loss, negative log-likelihood, correct] summed over tokens."""
-    return jnp.stack([jnp.sum(x * mask_BP) for x in (t.loss, t.nll, t.correct)])
+    return jnp.stack([jnp.sum(x * mask_BP) for x in told])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -181,45 +216,74 @@ def summed(x_BTD, head, targets_BT, mask_BT, options: Options):
 
     def body(total, chunk):
         x_BPD, targets_BP, mask_BP = chunk
-        return total + sums(tokens(x_BPD, head, targets_BP, options), mask_BP), ()
+        told = tokens(logits(x_BPD, head, options.axes), targets_BP, options.terms).told
+        return total + sums(told, mask_BP), ()
 
     return tuple(over_chunks(body, jnp.zeros(3, jnp.float32), (x_BTD, targets_BT, mask_BT), options.n)[0])
 
 
+class Gradients(NamedTuple):
+    """Gradients of loss_sum with respect to x, head and mask."""
+
+    x: jax.Array
+    head: jax.Array
+    mask: jax.Array
+
+
 def forward(x_BTD, head, targets_BT, mask_BT, options: Options):
-    """((loss_sum, nll_sum, correct_sum), gradients of loss_sum)."""
-    z_loss, smoothing = options.z_loss, options.smoothing
-    at_once = platform() != "cpu" and options.n <= KEPT and not is_weight(head)
+    """((loss_sum, nll_sum, correct_sum), `Gradients`)."""
+    few = platform() != "cpu" and options.n <= FEW and not is_weight(head)
+    total, gradients = (of_few if few else of_many)(x_BTD, head, targets_BT, mask_BT, options)
+    return tuple(total), gradients
+
+
+def of_few(x_BTD, head, targets_BT, mask_BT, options: Options) -> tuple[jax.Array, Gradients]:
+    """([loss, negative log-likelihood, correct], gradients), one chunk written after the other."""
+    total, losses, xs, dxs, dys = jnp.zeros(3, jnp.float32), [], [], [], []
+    for x_BPD, targets_BP, mask_BP in zip(*(pieces(x, options) for x in (x_BTD, targets_BT, mask_BT)), strict=True):
+        if dxs:  # one chunk's logits are done with before the next one's take memory
+            x_BPD, dxs[-1] = jax.lax.optimization_barrier((x_BPD, dxs[-1]))
+        y_BPV = logits(x_BPD, head, options.axes)
+        told, dy_BPV = in_one_pass(y_BPV, targets_BP, mask_BP, options, x_BPD.dtype)
+        total = total + sums(told, mask_BP)
+        losses.append(told.loss)
+        xs.append(x_BPD)
+        dxs.append(input_gradient(x_BPD, head, dy_BPV, options.axes))
+        dys.append(dy_BPV)
+    dx_BTD, loss_BT = (joined(y, x_BTD.shape[1], options) for y in (dxs, losses))
+    return total, Gradients(dx_BTD, head_gradient(xs, dys, head, options.axes), loss_BT)
+
+
+def head_gradient(xs_BPD: list, dys_BPV: list, head, axes: str):
+    """In x's dtype and the head's. XLA may hold a product of each chunk until it sends their sum: of a large head there is one."""
+    if len(xs_BPD) * head.size <= SMALL:
+        dhead = sum(jnp.einsum(f"bpd,bpv->{axes}", x, dy) for x, dy in zip(xs_BPD, dys_BPV, strict=True))
+    else:
+        dhead = jnp.einsum(f"nbpd,nbpv->{axes}", jnp.stack(xs_BPD), jnp.stack(dys_BPV))
+    return dhead.astype(head.dtype)
+
+
+def of_many(x_BTD, head, targets_BT, mask_BT, options: Options) -> tuple[jax.Array, Gradients]:
+    """The same in a loop."""
 
     def body(carry, chunk):
         total, dhead = carry
         x_BPD, targets_BP, mask_BP = chunk
-        t = tokens(x_BPD, head, targets_BP, options)
-        share = 1 + 2 * z_loss * t.lse if z_loss else jnp.ones_like(t.lse)
-        dz = jnp.exp(t.z - t.lse[:, :, None]) * share[:, :, None] - jnp.where(t.is_target, 1 - smoothing, 0.0)
-        if smoothing:
-            dz = dz - smoothing / t.z.shape[-1]
-        dz = dz * mask_BP[:, :, None]
-        dz = (dz if t.slope is None else dz * t.slope).astype(x_BPD.dtype)
-        total = total + sums(t, mask_BP)
-        if at_once:
-            return (total, None), (input_gradient(x_BPD, head, dz, options.axes), t.loss, dz)
-        dx, dhead_here = product_backward(x_BPD, head, dz, options.axes)
-        return (total, jax.tree.map(jnp.add, dhead, dhead_here)), (dx, t.loss, None)
+        y_BPV = logits(x_BPD, head, options.axes)
+        told, dy_BPV = tokens_and_gradient(y_BPV, targets_BP, mask_BP, options.terms, x_BPD.dtype)
+        dx, dhead_here = product_backward(x_BPD, head, dy_BPV, options.axes)
+        return (total + sums(told, mask_BP), jax.tree.map(jnp.add, dhead, dhead_here)), (dx, told.loss)
 
-    start = jnp.zeros(3, jnp.float32), None if at_once else zero_gradient(head, options.axes)
-    (total, dhead), (*told, dz_NBPV) = over_chunks(body, start, (x_BTD, targets_BT, mask_BT), options.n)
-    dx_BTD, loss_BT = (unsplit(y, x_BTD.shape[1]) for y in told)
-    if at_once:
-        dhead = jnp.einsum("nbpd,nbpv->dv", split(x_BTD, options.n), dz_NBPV)
-    return tuple(total), (dx_BTD, like_head(dhead, head, options.axes), loss_BT)
+    start = jnp.zeros(3, jnp.float32), zero_gradient(head, options.axes)
+    (total, dhead), ys = over_chunks(body, start, (x_BTD, targets_BT, mask_BT), options.n)
+    dx_BTD, loss_BT = (unsplit(y, x_BTD.shape[1]) for y in ys)
+    return total, Gradients(dx_BTD, like_head(dhead, head, options.axes), loss_BT)
 
 
-def backward(options: Options, gradients, cotangents):
+def backward(options: Options, gradients: Gradients, cotangents):
     """The gradients times the cotangent of loss_sum."""
-    dx_BTD, dhead, loss_BT = gradients
     times = lambda x: x * cotangents[0].astype(x.dtype)
-    return times(dx_BTD), jax.tree.map(times, dhead), None, times(loss_BT)
+    return times(gradients.x), jax.tree.map(times, gradients.head), None, times(gradients.mask)
 
 
 summed.defvjp(forward, backward)
@@ -230,18 +294,18 @@ def floats(head):
     return partition(head, lambda path, leaf: jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
-def input_gradient(x_BPD, head, dz_BPV, axes: str):
+def input_gradient(x_BPD, head, dy_BPV, axes: str):
     """dx in x's dtype, for a head that is an array."""
-    return jnp.einsum(f"bpv,{axes}->bpd", dz_BPV, head.astype(dz_BPV.dtype), **F32).astype(x_BPD.dtype)
+    return jnp.einsum(f"bpv,{axes}->bpd", dy_BPV, head.astype(dy_BPV.dtype), **F32).astype(x_BPD.dtype)
 
 
-def product_backward(x_BPD, head, dz_BPV, axes: str):
+def product_backward(x_BPD, head, dy_BPV, axes: str):
     """(dx in x's dtype, the head's gradient in float32: [D, V] for an array, in the structure of `floats` for a node)."""
     if not is_weight(head):
-        return input_gradient(x_BPD, head, dz_BPV, axes), jnp.einsum("bpd,bpv->dv", x_BPD, dz_BPV, **F32)
+        return input_gradient(x_BPD, head, dy_BPV, axes), jnp.einsum("bpd,bpv->dv", x_BPD, dy_BPV, **F32)
     leaves, rest = floats(head)
     _, pull = jax.vjp(lambda x, leaves: logits(x, combine(leaves, rest), axes), x_BPD, leaves)
-    dx, dleaves = pull(dz_BPV.astype(jnp.float32))
+    dx, dleaves = pull(dy_BPV.astype(jnp.float32))
     return dx, jax.tree.map(lambda d: d.astype(jnp.float32), dleaves)
 
 
