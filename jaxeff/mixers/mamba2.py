@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from jaxeff.core.recompute import checkpoint
 from jaxeff.core.spec import Spec, ones, residual
@@ -24,6 +23,7 @@ from jaxeff.mixers.norm import Norm, RMSNorm
 from jaxeff.mixers.short_conv import ShortConv
 from jaxeff.mixers.state import check_state
 from jaxeff.ops.gated_linear import gated_linear
+from jaxeff.ops.gated_norm import gated_norm
 from jaxeff.ops.segments import Row, empty_row, zero_padding
 
 
@@ -168,10 +168,4 @@ class Mamba2:
 
     def _gate(self, params, y_BTHE, z_BTHE):
         """norm(y silu(z)), or norm(y) silu(z), by groups of heads."""
-        gate_BTHE = jax.nn.silu(z_BTHE.astype(jnp.float32))
-        h_BTHE = y_BTHE.astype(jnp.float32)
-        h_BTHE = h_BTHE if self.norm_before_gate else h_BTHE * gate_BTHE
-        grouped = jax.tree.map(lambda w: rearrange(w, "(g h) e -> g h e", g=self.normed), params)
-        h = self.norm.apply(grouped, rearrange(h_BTHE, "b t (g h) e -> b t g h e", g=self.normed), 2)
-        h_BTHE = rearrange(h, "b t g h e -> b t (g h) e")
-        return (h_BTHE * gate_BTHE if self.norm_before_gate else h_BTHE).astype(y_BTHE.dtype)
+        return gated_norm(self.norm.apply, params, y_BTHE, z_BTHE, self.normed, self.norm_before_gate)

@@ -32,8 +32,8 @@ class RMSNorm:
         """`scale`."""
         return {"scale": Spec(shape, axes, zeros if self.unit_offset else ones, n_in=0)}
 
-    def apply(self, params, x: jax.Array, axes: int = 1) -> jax.Array:
-        """x normalised over its last `axes` axes; the parameters' shape is any trailing shape of x's."""
+    def apply(self, params, x: jax.Array, axes: int | tuple[int, ...] = 1) -> jax.Array:
+        """x normalised over these axes, or over so many of its last; the parameters' shape is any trailing shape of x's."""
         scale = params["scale"]
         return rms_norm(x, scale.astype(jnp.float32) + 1 if self.unit_offset else scale, self.eps, axes)
 
@@ -58,8 +58,8 @@ class LayerNorm:
         specs = {"scale": Spec(shape, axes, ones, n_in=0)}
         return specs | {"bias": Spec(shape, axes, zeros, n_in=0)} if self.bias else specs
 
-    def apply(self, params, x: jax.Array, axes: int = 1) -> jax.Array:
-        """x normalised over its last `axes` axes; the parameters' shape is any trailing shape of x's."""
+    def apply(self, params, x: jax.Array, axes: int | tuple[int, ...] = 1) -> jax.Array:
+        """x normalised over these axes, or over so many of its last; the parameters' shape is any trailing shape of x's."""
         return layer_norm(x, params["scale"], params.get("bias"), self.eps, axes)
 
 

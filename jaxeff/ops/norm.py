@@ -13,12 +13,18 @@ def _like(x: jax.Array, w_D: jax.Array) -> jax.Array:
     return w_D.astype(jnp.float32).reshape((1,) * (x.ndim - w_D.ndim) + w_D.shape)
 
 
-def rms_norm(x: jax.Array, scale_D: jax.Array | None = None, eps: float = 1e-6, axes: int = 1) -> jax.Array:
+def _last(axes: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(range(-axes, 0)) if isinstance(axes, int) else axes
+
+
+def rms_norm(
+    x: jax.Array, scale_D: jax.Array | None = None, eps: float = 1e-6, axes: int | tuple[int, ...] = 1
+) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich 2019). x [..., D]; result in x's shape and dtype.
 
-    axes: over how many of the last axes the mean is taken.
+    axes: over which axes the mean is taken, or over how many of the last.
     """
-    y, over = x.astype(jnp.float32), tuple(range(-axes, 0))
+    y, over = x.astype(jnp.float32), _last(axes)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=over, keepdims=True) + eps)
     if scale_D is not None:
         y = y * _like(y, scale_D)
@@ -26,13 +32,17 @@ def rms_norm(x: jax.Array, scale_D: jax.Array | None = None, eps: float = 1e-6, 
 
 
 def layer_norm(
-    x: jax.Array, scale_D: jax.Array | None = None, bias_D: jax.Array | None = None, eps: float = 1e-5, axes: int = 1
+    x: jax.Array,
+    scale_D: jax.Array | None = None,
+    bias_D: jax.Array | None = None,
+    eps: float = 1e-5,
+    axes: int | tuple[int, ...] = 1,
 ) -> jax.Array:
     """(x - mean) / sqrt(variance + eps) * scale + bias (Ba et al. 2016). x [..., D]; result in x's shape and dtype.
 
-    axes: over how many of the last axes mean and variance are taken.
+    axes: over which axes mean and variance are taken, or over how many of the last.
     """
-    y, over = x.astype(jnp.float32), tuple(range(-axes, 0))
+    y, over = x.astype(jnp.float32), _last(axes)
     y = y - jnp.mean(y, axis=over, keepdims=True)
     # The variance is taken of the centred values: mean(x^2) - mean(x)^2 cancels when the mean is large.
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=over, keepdims=True) + eps)

@@ -10,9 +10,10 @@ import pytest
 
 import jaxeff
 from jaxeff.core.precision import POLICIES
-from jaxeff.mixers import Ctx, Mamba2, ShortConv
+from jaxeff.core.target import lowering_for
+from jaxeff.mixers import Ctx, LayerNorm, Mamba2, ShortConv
 from jaxeff.train.optim import decay_mask
-from tests.closeness import relative_rms
+from tests.closeness import assert_close, relative_rms
 from tests.compiled import apply_mixer, values
 
 KEY = jax.random.key(0)
@@ -81,6 +82,21 @@ def test_is_its_equations_for_any_gate(case, dtype):
     assert out.y.dtype == jnp.dtype(dtype) and error < (5e-6 if dtype == "float32" else 3e-2)
     for path, g in jaxeff.core.tree.paths(gradients(SMALL, params, x_BTD.astype(dtype), policy)).items():
         assert np.all(np.isfinite(np.asarray(g, np.float32))), path
+
+
+@pytest.mark.parametrize("changed", [{}, {"norm_before_gate": True}, {"norm": LayerNorm()}])
+def test_the_gate_as_tpus_lay_it_out(changed):
+    """The same numbers and gradients: sums in another order."""
+    m = Mamba2(16, d_state=6, head_dim=8, **changed)
+    y_BTHE, z_BTHE, weights = jax.random.normal(jax.random.key(1), (3, 2, 13, m.heads, m.head))
+    params = jax.tree.map(lambda w: w + jax.random.normal(jax.random.key(2), w.shape), values(m, KEY)["norm"])
+
+    def found(target):
+        with lowering_for(target):
+            f = lambda *arrays: jnp.sum(m._gate(*arrays) * weights)  # noqa: E731
+            return m._gate(params, y_BTHE, z_BTHE), jax.grad(f, (0, 1, 2))(params, y_BTHE, z_BTHE)
+
+    assert_close(found("tpu"), found("cpu"), 1e-6)
 
 
 def test_initial_values():

@@ -29,6 +29,12 @@ def test_a_scale_per_head():
     assert_close(rms_norm(X, scale_HC), rms_norm(X) * scale_HC[None, None], 1e-6)
 
 
+@pytest.mark.parametrize("f", [rms_norm, layer_norm])
+def test_over_axes_that_are_not_last(f):
+    moved = f(jnp.moveaxis(X, 1, -1), SCALE[:, None], axes=(-2,))
+    assert_close(jnp.moveaxis(moved, -1, 1), f(X, SCALE), 1e-6)
+
+
 def test_a_large_mean_does_not_cancel():
     # With mean(x^2) - mean(x)^2 a variance of 1 beside a mean of 3000 keeps no digit; the mean's own rounding is 2e-4.
     x = jax.random.normal(KEY, (16, 64)) + 3000.0
