@@ -9,7 +9,7 @@ import logging
 import math
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxeff.core.errors import UserError, lookup
@@ -91,14 +91,16 @@ def make_mesh(
     found = islands(devices)
     count = len(set(found))
     if math.prod(parts) == 1 and (count == 1 or devices[0].platform != "tpu"):
-        return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=types)
+        return Mesh(create_device_mesh(sizes, devices, allow_split_physical_axes=True), MESH_AXES, axis_types=types)
     if math.prod(parts) != count:
         raise UserError(
             f"mesh.dcn_data={dcn_data} times mesh.dcn_fsdp={dcn_fsdp} must be the number of slices, and the devices are in {count}"
         )
     within = tuple(size // n for size, n in zip(sizes, parts, strict=True))
     by_process = found == [device.process_index for device in devices]
-    placed = create_hybrid_device_mesh(within, parts, devices, process_is_granule=by_process)
+    placed = create_hybrid_device_mesh(
+        within, parts, devices, process_is_granule=by_process, allow_split_physical_axes=True
+    )
     return Mesh(placed, MESH_AXES, axis_types=types)
 
 

@@ -112,3 +112,14 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     assert found["fits"] and found["seconds"] == pytest.approx(sum(found["parts"].values()))
     said, page = capsys.readouterr().out, (tmp_path / "plan.html").read_text()
     assert "a decoded token" in said and "time by part" in said and "Time by part" in page
+
+
+def test_axes_of_a_mesh_that_are_no_axes_of_the_grid():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, devices=devices_of("v5p:4x2x1"))
+    assert mesh.size == 8
+
+
+def test_kinds_whose_programs_jax_cannot_read():
+    """Transfers of several arrays at once, of v5p: the compiler's own text of them is read."""
+    found = plan(small(mesh=MeshShape(fsdp=4)), "v5p:2x2x1")
+    assert found.fits and found.seconds > 0
