@@ -4,15 +4,17 @@ The equations are those of `ops.gated_linear`, what is computed that of its `_by
 the state are float32. Steps are those of `ops.pallas.chunks`. Where all heads share q and k (Mamba-2), a step of G heads multiplies
 q and k once, and what q and k do to values and states is one product for several heads.
 
-Values lie as XLA likes to have those of heads narrower than a vector, [B, H E, T], and states as [B, H E, C]: channels of heads one
-after the other fill the matrix units' rows, and factors of tokens are rows. So weights of tokens are [J, I], what i reads of j.
+Within a step values are [G E, I] and states [G E, C]: channels of heads one after the other fill the matrix units' rows, and factors
+of tokens are rows. So weights of tokens are [J, I], what i reads of j. Values come token by token, [B, T, H E], as a convolution
+leaves them, and are turned in vector memory; results leave as they are, [B, H E, T], as XLA likes to have those of narrow heads.
 
 The backward kernel goes from the last chunk to the first and reads again the states that entered chunks.
 
-The compiler's schedule for a v5e, B 4, T 2048, H 64, C 128, E 64, q and k shared, with gains and skips: a step of 16 heads is 1791
-cycles forward and 4773 backward, 0.31 and 0.81 ms of all 256 steps at 1.5 GHz, of which matrix units multiply 0.14 and 0.38;
-arguments and results meanwhile keep main memory busy for 0.25 and 0.37. Without gains and skips it is 1687 and 4595, but the
-passes over values that they save a Mamba-2 layer take 2.1 ms. `ops.pallas.chunks` says how to count again.
+The compiler's schedule for a v5e, B 4, T 2048, H 64, C 128, E 64, q and k shared, with gains and skips: a step of 16 heads is 1822
+cycles forward and 4915 backward, 0.31 and 0.84 ms of all 256 steps at 1.5 GHz, of which matrix units multiply 0.14 and 0.38;
+arguments and results meanwhile keep main memory busy for 0.25 and 0.37. Gains and skips are 104 and 178 of the cycles, turning
+values 31 and 142; the passes over main memory that they spare a Mamba-2 layer take 2.1 and 1.2 ms. `ops.pallas.chunks` says how to
+count again.
 
 B batch, T time, H heads, G heads of a step, P heads of a tile, whose rows go through the matrix unit together, C key dim, E value
 dim, X = P E, N chunks, I and J times within a chunk, R rows of numbers that tokens have beside their vectors.
@@ -31,7 +33,7 @@ from jaxeff.ops.pallas.chunks import CHUNK, LANES, NEVER, Block, cols_by_cols, m
 
 NARROW = 64  # the value dim below 128 that is worth it
 TILE = 128  # rows of a tile, at most
-CYCLES = 17e-6  # for a FLOP of products, by the schedule
+CYCLES = 17.4e-6  # for a FLOP of products, by the schedule
 BACKWARD = 2.7  # what the backward kernel multiplies over what the forward one does, by the schedule
 
 
@@ -49,8 +51,7 @@ def by_kernel(
     G = chunks.heads_of_a_step(H, C, E)
     # Zeros after the end: k = 0 and log a = 0, nothing happens there.
     q, k, v = (jnp.pad(x.astype(half), ((0, 0), (0, -T % CHUNK), (0, 0), (0, 0))) for x in (q_BTHC, k_BTHC, v_BTHE))
-    q, k = (x.reshape(B, -1, Q * C) for x in (q, k))
-    v = v.transpose(0, 2, 3, 1).reshape(B, H * E, -1)
+    q, k, v = q.reshape(B, -1, Q * C), k.reshape(B, -1, Q * C), v.reshape(B, -1, H * E)
     factors = _factors(gain_BTH, skip_H, (B, T, H))
     rows = chunks.gate_rows(log_a_BTH, reset_BT, (B, T, H), G, factors_BTH=factors)
     state = state_BHCE.astype(jnp.float32).swapaxes(2, 3).reshape(B, H * E, C)
@@ -69,8 +70,8 @@ def _factors(gain_BTH, skip_H, shape_BTH) -> tuple:
 
 
 def _flops(q, v, E: int, C: int, G: int) -> int:
-    """Of the forward kernel's products, for q [B, T, Q C] and v [B, H E, T]."""
-    (B, HE, T), heads, keys = v.shape, v.shape[1] // E, q.shape[-1] // C
+    """Of the forward kernel's products, for q [B, T, Q C] and v [B, T, H E]."""
+    (B, T, HE), heads, keys = v.shape, v.shape[2] // E, q.shape[-1] // C
     return 2 * B * T * ((CHUNK + 2 * C) * HE + (heads // G if keys < heads else heads) * CHUNK * C)
 
 
@@ -153,7 +154,7 @@ def _keys(x, keys: int):
 def _start(q, k, v, rows, E: int, keys: int, scaled: bool):
     """(step, [q], [k], [scores before decay, [J, I]])."""
     q, k = _keys(q, keys), _keys(k, keys)
-    step = Step(rows[0, 0, 0], keys, v.shape[1] // E, E, scaled)
+    step = Step(rows[0, 0, 0], keys, v.shape[2] // E, E, scaled)
     return step, q, k, [rows_by_rows(y, x) for x, y in zip(q, k, strict=True)]
 
 
@@ -170,7 +171,7 @@ def _forward_kernel(q, k, v, rows, state, o, final, *entering, E: int, keys: int
     kept_RC = jnp.broadcast_to(step.since_RI[:, -1:], (step.since_RI.shape[0], final.shape[2]))
     for heads in step.tiles():
         at = step.rows(heads)
-        values, S = _wide(v[0, at]), final[0, at]
+        values, S = _wide(v[0, :, at]).T, final[0, at]
         written = step.scaled(values, step.gain_RI, heads)
         weights = [scores[step.key(h)] * step.between(h) for h in heads]
         own = jnp.concatenate([mul(written[p * E : (p + 1) * E], x) for p, x in enumerate(weights)])
@@ -194,7 +195,7 @@ def _backward_kernel(
     dsums, of_j, ended, states, dgains, dskips = [], [], [], [], [], []
     for heads in step.tiles():
         at = step.rows(heads)
-        values, S, out, dS = _wide(v[0, at]), entering[0, 0, at], do[0, at], dstate[0, at]
+        values, S, out, dS = _wide(v[0, :, at]).T, entering[0, 0, at], do[0, at], dstate[0, at]
         written = step.scaled(values, step.gain_RI, heads)
         until, kept = step.spread(step.until_RI, heads), step.spread(kept_RC, heads)
         read = step.by_key(lambda i, x: rows_by_rows(x, q[i]), S, heads)
@@ -222,7 +223,7 @@ def _backward_kernel(
             dgains += step.summed(values * dwritten, heads)
             dskips += step.summed(values * _wide(out), heads)
             dwritten = step.scaled(dwritten, step.gain_RI, heads) + step.scaled(_wide(out), step.skip_RI, heads)
-        dv[0, at] = dwritten.astype(dv.dtype)
+        dv[0, :, at] = dwritten.T.astype(dv.dtype)
         dstate[0, at] = kept * dS + step.by_key(lambda i, x: mul(x, q[i]), dread, heads)
     for ref, of_states, f, xs in ((dq, dqs, cols_by_cols, k), (dk, dks, mul, q)):
         found = [x + f(dscore, y) for x, dscore, y in zip(of_states, dscores, xs, strict=True)]
@@ -245,7 +246,8 @@ class Layout:
         at = (lambda n: N - 1 - n) if backward else (lambda n: n)
         of_tokens = (lambda b, h, n: (b, at(n), 0)) if shared else (lambda b, h, n: (b, at(n), h))
         self.grid = (B, groups, N)
-        self.values = Block(v.shape, (1, G * E, CHUNK), lambda b, h, n: (b, h, at(n)))
+        self.values = Block((B, T, HE), (1, CHUNK, G * E), lambda b, h, n: (b, at(n), h))
+        self.results = Block((B, HE, T), (1, G * E, CHUNK), lambda b, h, n: (b, h, at(n)))
         self.keys = Block(q.shape, (1, CHUNK, self.keys_of_a_step * C), of_tokens)
         self.of_groups = Block((B, groups, T, C), (1, 1, CHUNK, C), lambda b, h, n: (b, h, at(n), 0))
         self.rows = Block(rows.shape, (1, 1, 1, R, CHUNK), lambda b, h, n: (b, h, at(n), 0, 0))
@@ -263,7 +265,7 @@ def _forward(q, k, v, rows, state, E: int, scaled: bool, interpret: bool, keep: 
     """(o, state), and where `keep` the entering states."""
     at = Layout(q, v, rows, state, E, backward=False)
     inputs = [(q, at.keys), (k, at.keys), (v, at.values), (rows, at.rows), (state, at.state)]
-    outputs = [(at.values, v.dtype), (at.state, jnp.float32)] + [(at.states, v.dtype)] * keep
+    outputs = [(at.results, v.dtype), (at.state, jnp.float32)] + [(at.states, v.dtype)] * keep
     kernel = functools.partial(_forward_kernel, E=E, keys=at.keys_of_a_step, scaled=scaled)
     return tuple(chunks.call(kernel, at.grid, inputs, outputs, interpret))
 
@@ -277,13 +279,13 @@ def _recurrence_backward(E, scaled, interpret, residuals, gradients):
     (q, k, v, rows, entering), (do, dfinal) = residuals, gradients
     at = Layout(q, v, rows, dfinal, E, backward=True)
     inputs = [(q, at.keys), (k, at.keys), (v, at.values), (rows, at.rows)]
-    inputs += [(entering, at.states), (do, at.values), (dfinal, at.state)]
+    inputs += [(entering, at.states), (do, at.results), (dfinal, at.state)]
     shared = q.shape[-1] == dfinal.shape[-1]
     of_keys = (at.of_groups, jnp.float32) if shared else (at.keys, q.dtype)
     outputs = [of_keys, of_keys, (at.values, v.dtype), (at.rows, jnp.float32), (at.state, jnp.float32)]
     kernel = functools.partial(_backward_kernel, E=E, keys=at.keys_of_a_step, scaled=scaled)
     flops = int(
-        BACKWARD * _flops(q, v, E, dfinal.shape[-1], chunks.heads_of_a_step(v.shape[1] // E, dfinal.shape[-1], E))
+        BACKWARD * _flops(q, v, E, dfinal.shape[-1], chunks.heads_of_a_step(v.shape[2] // E, dfinal.shape[-1], E))
     )
     with _told(flops):
         dq, dk, *others = chunks.call(kernel, at.grid, inputs, outputs, interpret)
