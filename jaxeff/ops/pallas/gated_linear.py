@@ -4,9 +4,10 @@ The equations are those of `ops.gated_linear`, what is computed that of its `_by
 the state are float32. Steps are those of `ops.pallas.chunks`. Where all heads share q and k (Mamba-2), a step of G heads multiplies
 q and k once, and what q and k do to values and states is one product for several heads.
 
-Within a step values are [G E, I] and states [G E, C]: channels of heads one after the other fill the matrix units' rows, and factors
-of tokens are rows. So weights of tokens are [J, I], what i reads of j. Values come token by token, [B, T, H E], as a convolution
-leaves them, and are turned in vector memory; results leave as they are, [B, H E, T], as XLA likes to have those of narrow heads.
+Within a step values are [G E, I] and states [G E, C]: channels of heads one after the other fill the matrix units' rows, and
+factors of tokens are rows. So weights of tokens are [J, I], what i reads of j. Values come token by token, [B, T, H E], as a
+convolution leaves them, and are turned in vector memory; results leave as they are, [B, H E, T], as XLA likes to have those of
+narrow heads.
 
 The backward kernel goes from the last chunk to the first and reads again the states that entered chunks.
 
