@@ -51,7 +51,8 @@ def test_by_hand_at_all_lengths(params):
     pairs += [(pairs[5][0], [token]) for token in range(20, 31)]  # they share a row, and are more than one has room for
     found = likelihood.loglikelihoods(LM_BYTES, params, pairs, 128, batch_size=3, policy=POLICY)
     wanted = [by_hand(params, *pair, 128) for pair in pairs]
-    np.testing.assert_allclose([x for x, _ in found], [x for x, _ in wanted], rtol=1e-5)
+    # Of a likely token it is a small difference of numbers of some 30, in float32.
+    np.testing.assert_allclose([x for x, _ in found], [x for x, _ in wanted], rtol=1e-5, atol=3e-6)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     assert found[len(sizes)][1]
 
