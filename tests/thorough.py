@@ -7,7 +7,7 @@ import itertools
 import re
 from zlib import crc32
 
-MANY, EVERY = 3, 5  # of more cases than MANY, every fifth is quick
+MANY, EVERY = 3, 8  # of more cases than MANY, every eighth is quick
 SAMPLED = re.compile(r"tests/(contracts|golden|interop|mixers|models|ops|sequence|train|transforms)/")
 # Each takes more than some ten seconds, and something shorter that stays would fail with it in most cases.
 LONG = re.compile(
@@ -15,7 +15,7 @@ LONG = re.compile(
     test_no_state_per_token_at_any_time | test_memory_grows_with_time_not_its_square
     | interop/test_export.py | interop/.*::test_the_documented_script
     | bench/test_benchmarks.py::test_(transforms|generate)_without_a_peer
-    | lab/test_bases.py | lab/test_copy.py
+    | lab/test_bases.py | lab/test_browser.py | lab/test_copy.py
     | mixers/test_rwkv7.py::test_initial_values_by_depth
     | ops/test_attention.py::test_splash_kernel_on_each_device
     | sequence/test_models.py
