@@ -17,7 +17,7 @@ from jaxeff.core.errors import lookup
 from jaxeff.core.precision import POLICIES
 from jaxeff.core.sharding import batch_sharding, make_mesh, shardings
 from jaxeff.core.spec import abstract, count
-from jaxeff.core.target import lowering_for
+from jaxeff.core.target import compiler_options, lowering_for
 from jaxeff.data import TextData
 from jaxeff.evaluate.flops import memory
 from jaxeff.mixers import GQA, MLP
@@ -201,9 +201,8 @@ def _one(name: str, layer, mesh, batch: int, length: int, chip: Chip) -> dict[st
     x_BTD = jax.ShapeDtypeStruct((batch, length, layer.d_model), jnp.bfloat16, sharding=rows)
     start = time.perf_counter()
     with lowering_for("tpu"):
-        compiled = (
-            jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x_BTD).lower(lowering_platforms=("tpu",)).compile()
-        )
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=compiler_options(mesh))
+        compiled = gradients.trace(params, x_BTD).lower(lowering_platforms=("tpu",)).compile()
     took = time.perf_counter() - start
     works = Timeline(Module(compiled.as_text()), Links(mesh, chip), chip).of().works
     total = sum(work.times * work.seconds for work in works)
