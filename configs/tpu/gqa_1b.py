@@ -2,10 +2,11 @@
 
 command    jaxeff train configs/tpu/gqa_1b.py --data text --workdir runs/gqa_1b
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
-expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_1b.py --topology ...` says, with these --set:
-           topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
-           v5e:4x4                                                454 ms  61.4 %    18,055    9.3 GiB
-           v6e:8x8    mesh.data=1 mesh.fsdp=64 data.batch_size=256 227 ms  26.3 %    36,054    7.8 GiB
+expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_1b.py --topology ...` says, --set what stands last:
+           topology     a step      MFU  tokens/s a chip  memory of a chip
+           v5e:4x4        435 ms   64.0 %       18,835         9.1 GiB
+           v5p:4x4x4      359 ms   66.5 %       45,631        16.4 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
+           v6e:8x8        436 ms   27.4 %       37,542        16.5 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512 model.remat=attention
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

@@ -2,9 +2,9 @@
 
 command    jaxeff train configs/tpu/hybrid_1b.py --data text --workdir runs/hybrid_1b
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
-expected   nobody has run it; what `jaxeff plan configs/tpu/hybrid_1b.py --topology ...` says, with these --set:
-           topology   --set                                    a step     MFU    tokens/s a chip, memory of a chip
-           v5e:4x4                                                744 ms  45.4 %    16,506   12.9 GiB
+expected   nobody has run it; what `jaxeff plan configs/tpu/hybrid_1b.py --topology ...` says, --set what stands last:
+           topology     a step      MFU  tokens/s a chip  memory of a chip
+           v5e:4x4        669 ms   50.5 %       18,375        13.0 GiB
 """
 
 from jaxeff.data import SentencePiece, Text, TextData
