@@ -20,9 +20,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 from jaxeff.core.sharding import Rules, pspec
-from jaxeff.ops.decay import WEAKEST, cut
+from jaxeff.ops.decay import UNIT, WEAKEST, cut
+from jaxeff.ops.pallas import spread
 
-CHUNK = 128  # tokens: as wide as the matrix unit and the vectors are
+CHUNK = UNIT  # tokens: as wide as the matrix unit and the vectors are
 LANES = 128
 STEP = 8 * 128**2  # numbers of the states of a step's heads: what fits the vector memory of a v5e
 WIDEST = 512**2  # numbers of one head's state that fit
@@ -48,17 +49,15 @@ def why_not(q: jax.Array, v_BTHE: jax.Array, log_a: jax.Array | None, half, narr
 
 def on_each_device(run: Callable, arrays: tuple, kinds: tuple[str, ...], shape_BTH, mesh, rules: Rules):
     """`run(*arrays)`, which gives (o_BTHE, a state [B, H, ...]), by each device of the mesh for its rows and heads. kinds: of each
-    array "tokens" [B, T, H, ...], "rows" [B, ...], the same for all heads, "heads" [H], or "state". Mosaic demands that all axes of
-    the mesh are manual: inside `jax.shard_map` over some, these are the others."""
-    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
-    others = set(() if mesh is None or mesh.size == 1 else mesh.axis_names) - manual
-    if not others:
-        return run(*arrays)
-    rows, _, heads = pspec(("batch", None, "heads"), shape_BTH, mesh, rules)
-    specs = dict(tokens=PartitionSpec(rows, None, heads), rows=PartitionSpec(rows), heads=PartitionSpec(heads))
-    specs["state"] = PartitionSpec(rows, heads)
-    spread = dict(in_specs=tuple(specs[kind] for kind in kinds), out_specs=(specs["tokens"], specs["state"]))
-    return jax.shard_map(run, mesh=None if manual else mesh, **spread, axis_names=others, check_vma=False)(*arrays)
+    array "tokens" [B, T, H, ...], "rows" [B, ...], the same for all heads, "heads" [H], or "state"."""
+
+    def specs():
+        rows, _, heads = pspec(("batch", None, "heads"), shape_BTH, mesh, rules)
+        of = dict(tokens=PartitionSpec(rows, None, heads), rows=PartitionSpec(rows), heads=PartitionSpec(heads))
+        of["state"] = PartitionSpec(rows, heads)
+        return tuple(of[kind] for kind in kinds), (of["tokens"], of["state"])
+
+    return spread.on_each_device(run, arrays, mesh, specs)
 
 
 def heads_of_a_step(H: int, C: int, E: int, multiple: int = 1) -> int:

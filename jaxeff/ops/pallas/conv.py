@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec
 
 from jaxeff.core.sharding import RULES, Rules, pspec
 from jaxeff.core.target import kernel_scope
+from jaxeff.ops.pallas import spread
 
 LANES = 128
 TOKENS = 512  # of a block, at most
@@ -49,7 +50,7 @@ def why_not(x_BTD: jax.Array, w_WD: jax.Array, activation, mesh=None, rules: Rul
         return f"needs a width of 2 to {WIDEST}, found {w_WD.shape[0]}"
     if x_BTD.shape[1] < SHORTEST:
         return f"needs {SHORTEST} tokens, found {x_BTD.shape[1]}"
-    channels = x_BTD.shape[2] if mesh is None else _channels_of_each(x_BTD, mesh, rules, axis)
+    channels = spread.part(x_BTD.shape, ("batch", None, axis), mesh, rules)[2]
     return f"needs channels of a multiple of {LANES}, found {channels}" if channels % LANES else None
 
 
@@ -72,31 +73,25 @@ def by_kernel(x_BTD, w_WD, bias_D=None, taps_BWD=None, seen_BT=None, *, silu: bo
 
 
 def on_each_device(x_BTD, w_WD, bias_D, taps_BWD, seen_BT, *, mesh=None, rules: Rules = RULES, axis=None, **options):
-    """`by_kernel` by each device of the mesh for its rows and channels. Mosaic demands that all axes of the mesh are manual: inside
-    `jax.shard_map` over some, these are the others."""
+    """`by_kernel` by each device of the mesh for its rows and channels."""
+
+    def specs():
+        rows, _, channels = pspec(("batch", None, axis), x_BTD.shape, mesh, rules)
+        tokens, weights, bias = (
+            PartitionSpec(rows, None, channels),
+            PartitionSpec(None, channels),
+            PartitionSpec(channels),
+        )
+        return (tokens, weights, bias, tokens, PartitionSpec(rows)), tokens
+
     run = functools.partial(by_kernel, **options)
-    arrays = (x_BTD, w_WD, bias_D, taps_BWD, seen_BT)
-    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
-    others = set(() if mesh is None or mesh.size == 1 else mesh.axis_names) - manual
-    if not others:
-        return run(*arrays)
-    rows, _, channels = pspec(("batch", None, axis), x_BTD.shape, mesh, rules)
-    tokens, weights, bias = PartitionSpec(rows, None, channels), PartitionSpec(None, channels), PartitionSpec(channels)
-    specs = dict(in_specs=(tokens, weights, bias, tokens, PartitionSpec(rows)), out_specs=tokens)
-    return jax.shard_map(run, mesh=None if manual else mesh, **specs, axis_names=others, check_vma=False)(*arrays)
+    return spread.on_each_device(run, (x_BTD, w_WD, bias_D, taps_BWD, seen_BT), mesh, specs)
 
 
 def tokens_of_a_step(T: int) -> int:
     """A multiple of 16: steps of much the same size."""
     steps = -(-T // TOKENS)
     return -(-T // (steps * EDGE)) * EDGE
-
-
-def _channels_of_each(x_BTD, mesh, rules: Rules, axis: str | None) -> int:
-    """Channels of one device."""
-    cut = pspec(("batch", None, axis), x_BTD.shape, mesh, rules)[2]
-    names = (cut,) if isinstance(cut, str) else cut or ()
-    return x_BTD.shape[2] // functools.reduce(lambda n, name: n * mesh.shape[name], names, 1)
 
 
 class Options(NamedTuple):

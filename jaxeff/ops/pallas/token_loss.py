@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding
 
 from jaxeff.core.sharding import RULES, Rules, pspec
 from jaxeff.core.target import kernel_scope
 from jaxeff.ops import token_loss
+from jaxeff.ops.pallas import spread
 from jaxeff.ops.pallas.chunks import LANES, places
 from jaxeff.ops.token_loss import Sums, Terms, Told
 
@@ -36,10 +36,8 @@ AXES = ("batch", "time", "vocab")
 
 def why_not(shape_BPV: tuple[int, int, int], half, mesh=None, rules: Rules = RULES) -> str | None:
     """Why the kernel cannot serve logits of this shape with gradients of type `half`, or None."""
-    _, P, V = whole = shape_BPV
-    if mesh is not None:
-        _, P, V = NamedSharding(mesh, pspec(AXES, whole, mesh, rules)).shard_shape(whole)
-    if V < whole[2]:
+    _, P, V = spread.part(shape_BPV, AXES, mesh, rules)
+    if V < shape_BPV[2]:
         return "needs the whole vocabulary on each device"
     if V % LANES or V > WIDEST:
         return f"needs a vocabulary of a multiple of {LANES}, at most {WIDEST}, found {V}"
@@ -107,15 +105,10 @@ def _kernel(terms: Terms, y, targets, mask, loss, nll, correct, dy):
 
 
 def on_each_device(y_BPV, targets_BP, mask_BP, terms: Terms, mesh=None, rules: Rules = RULES):
-    """`by_kernel` by each device of the mesh for its tokens. Mosaic demands that all axes of the mesh are manual: inside
-    `jax.shard_map` over some, these are the others."""
-    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
-    others = set(() if mesh is None or mesh.size == 1 else mesh.axis_names) - manual
-    run = functools.partial(by_kernel, terms=terms)
-    if not others:
-        return run(y_BPV, targets_BP, mask_BP)
-    logits, tokens = (pspec(AXES[:n], y_BPV.shape[:n], mesh, rules) for n in (3, 2))
-    spread = dict(in_specs=(logits, tokens, tokens), out_specs=(Told(tokens, tokens, tokens), logits))
-    return jax.shard_map(run, mesh=None if manual else mesh, **spread, axis_names=others, check_vma=False)(
-        y_BPV, targets_BP, mask_BP
-    )
+    """`by_kernel` by each device of the mesh for its tokens."""
+
+    def specs():
+        logits, tokens = (pspec(AXES[:n], y_BPV.shape[:n], mesh, rules) for n in (3, 2))
+        return (logits, tokens, tokens), (Told(tokens, tokens, tokens), logits)
+
+    return spread.on_each_device(functools.partial(by_kernel, terms=terms), (y_BPV, targets_BP, mask_BP), mesh, specs)
