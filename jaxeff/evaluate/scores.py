@@ -11,6 +11,7 @@ import numpy as np
 from jaxeff.core.errors import UserError
 from jaxeff.core.precision import POLICIES, Policy
 from jaxeff.core.sharding import batch_sharding
+from jaxeff.core.target import compiler_options
 from jaxeff.mixers.base import Ctx
 from jaxeff.objectives.base import Objective, Sum
 
@@ -73,7 +74,7 @@ def _sums(objective: Objective, model, policy: Policy, mesh):
     """The jitted sums over a batch, one per model. What layers tell is for training."""
     ctx = Ctx(policy=policy, mesh=mesh if mesh is not None and mesh.size > 1 else None)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=None if mesh is None else compiler_options(mesh))
     def sums(params, batch):
         return {n: s for n, s in objective.sums(model, params, batch, ctx).items() if "/" not in n}
 
