@@ -6,7 +6,7 @@ expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_1b.py --topology
            topology     a step      MFU  tokens/s a chip  memory of a chip
            v5e:4x4        435 ms   64.0 %       18,835         9.1 GiB
            v5p:4x4x4      359 ms   66.5 %       45,631        16.4 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
-           v6e:8x8        436 ms   27.4 %       37,542        16.5 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512 model.remat=attention
+           v6e:8x8        406 ms   29.4 %       40,369         6.0 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512 model.remat=attention
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

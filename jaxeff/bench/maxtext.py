@@ -111,6 +111,7 @@ def options(e: Experiment, topology: str, remat: str, flags: str) -> dict[str, A
         "per_device_batch_size": e.data.batch_size // chips,
         "ici_data_parallelism": e.mesh.data,
         "ici_fsdp_parallelism": e.mesh.fsdp,
+        "allow_split_physical_axes": True,
         "remat_policy": remat,
         "attention": "flash",
         "dtype": "bfloat16",
