@@ -3,10 +3,10 @@
 command    jaxeff train configs/tpu/gqa_135m.py --data text --workdir runs/gqa_135m
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_135m.py --topology ...` says, --set what stands last:
-           topology     a step      MFU  tokens/s a chip  memory of a chip
-           v5e:4x4        178 ms   45.8 %       91,972         5.3 GiB
-           v5p:4x4x4      307 ms   45.6 %      213,303        19.8 GiB  mesh.data=64 mesh.fsdp=1 data.batch_size=2048
-           v6e:8x8        473 ms   14.8 %      138,524        20.3 GiB  mesh.data=64 mesh.fsdp=1 data.batch_size=2048
+           topology     a step      MFU  tokens/s a chip    memory
+           v5e:4x4        178 ms   45.8 %       91,972   5.3 GiB
+           v5p:4x4x4      307 ms   45.6 %      213,303  19.8 GiB  mesh.data=64 mesh.fsdp=1 data.batch_size=2048
+           v6e:8x8        473 ms   14.8 %      138,524  20.3 GiB  mesh.data=64 mesh.fsdp=1 data.batch_size=2048
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

@@ -3,10 +3,10 @@
 command    jaxeff train configs/tpu/gqa_7b.py --data text --workdir runs/gqa_7b
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/gqa_7b.py --topology ...` says, --set what stands last:
-           topology     a step      MFU  tokens/s a chip  memory of a chip
-           v5e:4x4      2,846 ms   65.0 %        2,879        13.5 GiB
-           v5p:4x4x4    2,384 ms   66.6 %        6,874        18.5 GiB  mesh.data=4 data.batch_size=512
-           v6e:8x8      2,300 ms   34.5 %        7,124        18.4 GiB  mesh.data=4 data.batch_size=512
+           topology     a step      MFU  tokens/s a chip    memory
+           v5e:4x4      2,846 ms   65.0 %        2,879  13.5 GiB
+           v5p:4x4x4    2,384 ms   66.6 %        6,874  18.5 GiB  mesh.data=4 data.batch_size=512
+           v6e:8x8      2,300 ms   34.5 %        7,124  18.4 GiB  mesh.data=4 data.batch_size=512
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

@@ -3,10 +3,10 @@
 command    jaxeff train configs/tpu/hybrid_1b.py --data text --workdir runs/hybrid_1b
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/hybrid_1b.py --topology ...` says, --set what stands last:
-           topology     a step      MFU  tokens/s a chip  memory of a chip
-           v5e:4x4        669 ms   50.5 %       18,375        13.0 GiB
-           v5p:4x4x4      411 ms   47.0 %       39,857        15.8 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
-           v6e:8x8        501 ms   19.3 %       32,721        16.9 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
+           topology     a step      MFU  tokens/s a chip    memory
+           v5e:4x4        669 ms   50.5 %       18,375  13.0 GiB
+           v5p:4x4x4      411 ms   47.0 %       39,857  15.8 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
+           v6e:8x8        501 ms   19.3 %       32,721  16.9 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
 """
 
 from jaxeff.data import SentencePiece, Text, TextData

@@ -3,10 +3,10 @@
 command    jaxeff train configs/tpu/mamba2_1b.py --data text --workdir runs/mamba2_1b
            text: a folder with texts of your own, see docs/own_text.md; docs/tpu.md says how to get there
 expected   nobody has run it; what `jaxeff plan configs/tpu/mamba2_1b.py --topology ...` says, --set what stands last:
-           topology     a step      MFU  tokens/s a chip  memory of a chip
-           v5e:4x4        567 ms   47.2 %       14,457         4.0 GiB
-           v5p:4x4x4      521 ms   44.1 %       31,458         6.0 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
-           v6e:8x8        526 ms   21.8 %       31,123         6.0 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
+           topology     a step      MFU  tokens/s a chip    memory
+           v5e:4x4        567 ms   47.2 %       14,457   4.0 GiB
+           v5p:4x4x4      521 ms   44.1 %       31,458   6.0 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
+           v6e:8x8        526 ms   21.8 %       31,123   6.0 GiB  mesh.data=8 mesh.fsdp=8 data.batch_size=512
 """
 
 from jaxeff.data import SentencePiece, Text, TextData
