@@ -3,7 +3,6 @@
 A plain `pytest` runs everything; with --quick or --thorough it runs one part, and both parts are the whole.
 """
 
-import itertools
 import re
 from zlib import crc32
 
@@ -36,8 +35,10 @@ LONG = re.compile(
 def thorough(items) -> set:
     """Those of the collected tests that `make thorough` runs."""
     left = {item for item in items if LONG.search(item.nodeid)}
-    for name, cases in itertools.groupby(items, key=lambda item: item.nodeid.partition("[")[0]):
-        cases = list(cases)
+    tests = {}  # their cases need not follow each other
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for name, cases in tests.items():
         if SAMPLED.match(name) and len(cases) > MANY:
             start = crc32(name.encode())  # so that no configuration is left out of every test
             left |= {case for i, case in enumerate(cases, start) if i % EVERY}
