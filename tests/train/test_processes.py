@@ -222,6 +222,8 @@ def test_a_mesh_that_leaves_a_process_out_is_refused_and_not_tried_again(place):
     assert done.returncode == 2, done.stderr
     # Both are refused; the one that is first ends the other, which may not have come to say so.
     said = done.stderr + (place / "small" / "process-1.log").read_text()
-    wanted = r"a mesh of 1 device\(s\) takes 1 of process [01], and needs as many of each of 2 processes: set mesh.data=2"
+    wanted = (
+        r"a mesh of 1 device\(s\) takes 1 of process [01], and needs as many of each of 2 processes: set mesh.data=2"
+    )
     assert re.search(wanted, said)
     assert "start again" not in done.stderr
