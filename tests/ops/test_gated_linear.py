@@ -163,6 +163,19 @@ def test_bonus_after_a_reset_is_the_token_alone(kind):
         assert_close(o[0, t], jnp.sum(q * a["bonus_HC"] * k, axis=-1, keepdims=True) * a["v"][0, t], RMS)
 
 
+@pytest.mark.parametrize("form", [gated_linear, gated_linear_reference])
+@pytest.mark.parametrize(("T", "G"), [(1, 4), (9, 1), (20, 2)])
+def test_gains_and_skips_are_factors_of_values(form, T, G):
+    a, r = arrays(T, "scalar", H=4, G=G), np.random.default_rng(1)
+    gain_BTH, skip_H = (
+        jnp.asarray(r.uniform(0, 2, (B, T, 4)), jnp.float32),
+        jnp.asarray(r.standard_normal(4), jnp.float32),
+    )
+    o, state = call(form, a | {"v": gain_BTH[..., None] * a["v"]})
+    found = call(form, a, gain_BTH=gain_BTH, skip_H=skip_H)
+    assert_close(found, (o + skip_H[None, None, :, None] * a["v"], state), RMS)
+
+
 @pytest.mark.parametrize(("T", "G", "kind"), [(1, 1, "none"), (1, 2, "vector"), (2, 4, "scalar"), (3, 1, "vector")])
 def test_short_with_groups_and_bonus(T, G, kind):
     for reset_BT in (None, resets_at(T, 0)):
